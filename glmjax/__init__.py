@@ -1,0 +1,1 @@
+"""glmjax: a JAX/XLA server for the GLM-4.5 family."""

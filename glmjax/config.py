@@ -1,0 +1,407 @@
+"""Every configuration of glmjax: frozen, validated when made, never imports jax."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from glmjax.errors import ConfigError
+
+ARCHITECTURE = "Glm4MoeForCausalLM"
+MODEL_TYPE = "glm4_moe"
+DTYPES = ("bfloat16", "float32")
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    """How a checkpoint's FP8 weights are scaled.
+
+    Attributes:
+        method: "compressed-tensors" (one scale an output channel) or "fp8" (one a block).
+        block_size: (rows, columns) of a block, or None with one scale an output channel.
+        ignore: module names that the checkpoint says are not quantised.
+    """
+
+    method: str
+    block_size: tuple[int, int] | None = None
+    ignore: tuple[str, ...] = ()
+
+    @classmethod
+    def from_hf(cls, raw: dict[str, Any]) -> QuantConfig:
+        """Read a `quantization_config`.
+
+        Raises:
+            ConfigError: a method or format other than the two FP8 forms above.
+        """
+        method = raw.get("quant_method")
+        if method == "compressed-tensors" and raw.get("format") == "float-quantized":
+            return cls(method, None, tuple(raw.get("ignore") or ()))
+        if method == "fp8" and raw.get("weight_block_size"):
+            rows, columns = raw["weight_block_size"]
+            return cls(method, (rows, columns), tuple(raw.get("modules_to_not_convert") or ()))
+        raise ConfigError(
+            f"quantization_config has quant_method {method!r}, format {raw.get('format')!r}; "
+            "glmjax reads compressed-tensors float-quantized and fp8 with weight_block_size. "
+            "Convert the BF16 release of this model instead."
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and switches of a GLM-4.5 model, by their HF names (config.json of `glm4_moe`).
+
+    Raises:
+        ConfigError: sizes that cannot belong to a model.
+    """
+
+    vocab_size: int = 151552
+    hidden_size: int = 4096
+    intermediate_size: int = 10944
+    moe_intermediate_size: int = 1408
+    num_hidden_layers: int = 46
+    num_attention_heads: int = 96
+    num_key_value_heads: int = 8
+    head_dim: int = 128
+    n_routed_experts: int = 128
+    num_experts_per_tok: int = 8
+    n_shared_experts: int = 1
+    first_k_dense_replace: int = 1
+    n_group: int = 1
+    topk_group: int = 1
+    norm_topk_prob: bool = True
+    routed_scaling_factor: float = 1.0
+    use_qk_norm: bool = False
+    attention_bias: bool = False
+    partial_rotary_factor: float = 0.5
+    rope_theta: float = 10000.0
+    max_position_embeddings: int = 131072
+    rms_norm_eps: float = 1e-5
+    tie_word_embeddings: bool = False
+    num_nextn_predict_layers: int = 1
+    dtype: str = "bfloat16"
+    eos_token_ids: tuple[int, ...] = ()
+    quant: QuantConfig | None = None
+
+    def __post_init__(self) -> None:
+        _check_positive(self)
+        _check_model(self)
+
+    @property
+    def rotary_dim(self) -> int:
+        """Leading dims of a head that RoPE turns."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def shared_intermediate_size(self) -> int:
+        """Width of the shared expert."""
+        return self.moe_intermediate_size * self.n_shared_experts
+
+    @property
+    def num_moe_layers(self) -> int:
+        """MoE layers of the main model, the MTP block not counted."""
+        return self.num_hidden_layers - self.first_k_dense_replace
+
+    def kv_bytes_per_token(self, dtype: str | None = None) -> int:
+        """Bytes of K and V for one position in all layers, the MTP block not counted."""
+        item_bytes = 4 if (dtype or self.dtype) == "float32" else 2
+        heads = 2 * self.num_key_value_heads * self.head_dim
+        return self.num_hidden_layers * heads * item_bytes
+
+    @classmethod
+    def from_hf(cls, path: str | Path) -> ModelConfig:
+        """Read a config.json, or the one in a folder, in transformers 4 or 5 spelling.
+
+        Raises:
+            ConfigError: no such file, not JSON, not a GLM-4.5, or sizes that cannot be.
+        """
+        file = Path(path)
+        file = file / "config.json" if file.is_dir() else file
+        raw = read_json(file)
+        try:
+            return cls.from_dict(raw)
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from None
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> ModelConfig:
+        """Read the contents of a config.json. Raises ConfigError as `from_hf` does."""
+        _check_architecture(raw)
+        values = {name: raw[key] for key, name in _HF_KEYS.items() if raw.get(key) is not None}
+        values |= _rope(raw)
+        values["eos_token_ids"] = token_ids(raw.get("eos_token_id"))
+        if raw.get("quantization_config"):
+            values["quant"] = QuantConfig.from_hf(raw["quantization_config"])
+        if "head_dim" not in values and {"hidden_size", "num_attention_heads"} <= values.keys():
+            values["head_dim"] = values["hidden_size"] // max(values["num_attention_heads"], 1)
+        _check_types(values)
+        return cls(**values)
+
+    @classmethod
+    def from_name(cls, name: str) -> ModelConfig:
+        """The exact config of an official release, such as "zai-org/GLM-4.5-Air-FP8".
+
+        Raises:
+            ConfigError: the name is not an official release.
+        """
+        if name not in KNOWN_MODELS:
+            raise ConfigError(f"unknown model {name!r}; known: {', '.join(sorted(KNOWN_MODELS))}")
+        return KNOWN_MODELS[name]
+
+
+# config.json key -> field. Where transformers 4 and 5 differ both spellings stand here.
+_HF_KEYS = {
+    name: name
+    for name, spec in ModelConfig.__dataclass_fields__.items()
+    if name not in ("eos_token_ids", "quant", "rope_theta", "partial_rotary_factor")
+} | {
+    "num_local_experts": "n_routed_experts",
+    "num_mtp_layers": "num_nextn_predict_layers",
+    "torch_dtype": "dtype",
+}
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises ConfigError when there is none."""
+    try:
+        value = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file} does not exist; a model folder must hold it") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{file} holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
+    """Normalise an HF token id field, which may be absent, one id or a list."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _rope(raw: dict[str, Any]) -> dict[str, Any]:
+    parameters = (raw.get("rope_parameters") or {}) | (raw.get("rope_scaling") or {})
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    if kind != "default":
+        raise ConfigError(f"rope type {kind!r} is not served; GLM-4.5 releases use 'default'")
+    merged = raw | {key: value for key, value in parameters.items() if value is not None}
+    keys = ("rope_theta", "partial_rotary_factor")
+    return {key: merged[key] for key in keys if merged.get(key) is not None}
+
+
+def _check_architecture(raw: dict[str, Any]) -> None:
+    names = raw.get("architectures") or []
+    if raw.get("model_type") != MODEL_TYPE or (names and ARCHITECTURE not in names):
+        raise ConfigError(
+            f"architecture {names} (model_type {raw.get('model_type')!r}) is not served; glmjax "
+            f"serves {ARCHITECTURE} (model_type {MODEL_TYPE!r}): GLM-4.5, -Air, 4.6 and 4.7, not "
+            "GLM-4.7-Flash, GLM-5 or the vision models"
+        )
+    if raw.get("hidden_act", "silu") != "silu":
+        raise ConfigError(f"hidden_act is {raw['hidden_act']!r}, expected 'silu'")
+
+
+def _check_types(values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        expected = type(getattr(ModelConfig, name))
+        wrong_bool = isinstance(value, bool) != (expected is bool)
+        accepted = (int, float) if expected is float else expected
+        if name != "quant" and (wrong_bool or not isinstance(value, accepted)):
+            raise ConfigError(f"{name} is {value!r}, expected {expected.__name__}")
+
+
+def _check_positive(config: ModelConfig) -> None:
+    may_be_zero = {"first_k_dense_replace", "num_nextn_predict_layers", "n_shared_experts"}
+    for name in ModelConfig.__dataclass_fields__:
+        value = getattr(config, name)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            least = 0 if name in may_be_zero else None
+            if not math.isfinite(value) or value < 0 or (value == 0 and least is None):
+                raise ConfigError(f"{name} is {value}, expected a positive number")
+
+
+def _check_model(c: ModelConfig) -> None:
+    rules = [
+        (
+            c.num_attention_heads % c.num_key_value_heads == 0,
+            f"num_attention_heads {c.num_attention_heads} is not a multiple of "
+            f"num_key_value_heads {c.num_key_value_heads}",
+        ),
+        (
+            c.num_experts_per_tok <= c.n_routed_experts,
+            f"num_experts_per_tok {c.num_experts_per_tok} exceeds n_routed_experts "
+            f"{c.n_routed_experts}",
+        ),
+        (
+            c.n_routed_experts % c.n_group == 0 and c.topk_group <= c.n_group,
+            f"n_routed_experts {c.n_routed_experts}, n_group {c.n_group} and topk_group "
+            f"{c.topk_group} do not fit: groups divide the experts, topk_group is at most n_group",
+        ),
+        (
+            c.n_group == 1
+            or (
+                c.n_routed_experts // c.n_group >= 2
+                and c.num_experts_per_tok <= c.topk_group * (c.n_routed_experts // c.n_group)
+            ),
+            f"n_group {c.n_group} leaves too few experts a group to choose {c.num_experts_per_tok}",
+        ),
+        (
+            c.first_k_dense_replace <= c.num_hidden_layers,
+            f"first_k_dense_replace {c.first_k_dense_replace} exceeds num_hidden_layers "
+            f"{c.num_hidden_layers}",
+        ),
+        (
+            0 < c.partial_rotary_factor <= 1 and c.rotary_dim % 2 == 0 and c.rotary_dim > 0,
+            f"head_dim {c.head_dim} x partial_rotary_factor {c.partial_rotary_factor} gives "
+            f"{c.rotary_dim} rotary dims, expected an even number from 2 to head_dim",
+        ),
+        (
+            c.num_nextn_predict_layers <= 1,
+            f"num_nextn_predict_layers is {c.num_nextn_predict_layers}, expected 0 or 1",
+        ),
+        (c.n_shared_experts >= 1, "n_shared_experts is 0, expected 1 or more"),
+        (c.dtype in DTYPES, f"dtype is {c.dtype!r}, expected one of {', '.join(DTYPES)}"),
+    ]
+    for holds, message in rules:
+        if not holds:
+            raise ConfigError(message)
+
+
+_EOS = (151329, 151336, 151338)
+_AIR = ModelConfig(attention_bias=True, rope_theta=1e6, eos_token_ids=_EOS)
+_GLM45 = replace(
+    _AIR,
+    hidden_size=5120,
+    intermediate_size=12288,
+    moe_intermediate_size=1536,
+    num_hidden_layers=92,
+    n_routed_experts=160,
+    first_k_dense_replace=3,
+    routed_scaling_factor=2.5,
+    use_qk_norm=True,
+)
+_GLM46 = replace(_GLM45, max_position_embeddings=202752)
+
+
+def _fp8_ignore(config: ModelConfig) -> tuple[str, ...]:
+    """Modules that the FP8 releases leave unquantised, besides embeddings and norms."""
+    last = config.num_hidden_layers
+    routers = range(config.first_k_dense_replace, last + 1)
+    gates = tuple(f"model.layers.{i}.mlp.gate" for i in routers)
+    return ("lm_head", f"model.layers.{last}.eh_proj", *gates)
+
+
+def _fp8(config: ModelConfig) -> ModelConfig:
+    return replace(config, quant=QuantConfig("compressed-tensors", None, _fp8_ignore(config)))
+
+
+_BASES = {"GLM-4.5-Air": _AIR, "GLM-4.5": _GLM45, "GLM-4.6": _GLM46, "GLM-4.7": _GLM46}
+KNOWN_MODELS: dict[str, ModelConfig] = {
+    f"zai-org/{name}": config for name, config in _BASES.items()
+} | {f"zai-org/{name}-FP8": _fp8(config) for name, config in _BASES.items()}
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices: `data` groups that serve different requests, each sharded `tensor` ways.
+
+    Weights are sharded over `tensor` and repeated over `data`; requests and KV pages are split over
+    `data`.
+    """
+
+    data: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        if self.data < 1 or self.tensor < 1:
+            raise ConfigError(f"mesh {self.data}x{self.tensor}: both axes must be 1 or more")
+
+    @property
+    def size(self) -> int:
+        """Devices in all."""
+        return self.data * self.tensor
+
+    @classmethod
+    def parse(cls, text: str | int) -> MeshConfig:
+        """Read "8" (tensor parallel 8) or "2x4" (2 data groups of tensor parallel 4).
+
+        Raises:
+            ConfigError: anything else.
+        """
+        parts = str(text).lower().split("x")
+        if not (1 <= len(parts) <= 2 and all(p.isascii() and p.isdigit() for p in parts)):
+            raise ConfigError(
+                f"mesh is {text!r}, expected N (tensor parallel N) or DxT (D data groups of "
+                "tensor parallel T), such as 8 or 2x4"
+            )
+        data, tensor = [1, *map(int, parts)][-2:]
+        return cls(data, tensor)
+
+    def check(self, model: ModelConfig) -> None:
+        """Raise ConfigError unless every sharded size of `model` divides over `tensor`."""
+        sizes = {
+            name: getattr(model, name)
+            for name in (
+                "num_key_value_heads",
+                "intermediate_size",
+                "moe_intermediate_size",
+                "vocab_size",
+            )
+        }
+        uneven = [f"{name} {size}" for name, size in sizes.items() if size % self.tensor]
+        if uneven:
+            divisors = [n for n in range(1, self.tensor) if not any(s % n for s in sizes.values())]
+            raise ConfigError(
+                f"a mesh with tensor parallel {self.tensor} does not divide {', '.join(uneven)} "
+                f"of this model; tensor parallel sizes that do: {', '.join(map(str, divisors))}"
+            )
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """The paged KV pool.
+
+    Attributes:
+        page_size: token positions a page.
+        num_pages: pages a data group, the scratch page included; None: from `memory_bytes`.
+        memory_bytes: what the pool of one device may take when `num_pages` is None.
+    """
+
+    page_size: int = 16
+    num_pages: int | None = None
+    memory_bytes: int = 1 << 30
+
+    def __post_init__(self) -> None:
+        if self.page_size < 1 or (self.num_pages is not None and self.num_pages < 2):
+            raise ConfigError(
+                f"page_size {self.page_size} must be 1 or more and num_pages {self.num_pages} "
+                "2 or more (page 0 is scratch)"
+            )
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """How requests share the device.
+
+    Attributes:
+        max_running_requests: sequences that run at once, over all data groups.
+        max_queued_requests: sequences that may wait; one more is refused.
+        chunked_prefill_size: prompt tokens computed a step, a data group.
+        max_seq_len: longest sequence served; None: the model's.
+    """
+
+    max_running_requests: int = 32
+    max_queued_requests: int = 1024
+    chunked_prefill_size: int = 256
+    max_seq_len: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_running_requests", "max_queued_requests", "chunked_prefill_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        if self.max_seq_len is not None and self.max_seq_len < 2:
+            raise ConfigError(f"max_seq_len is {self.max_seq_len}, expected 2 or more")

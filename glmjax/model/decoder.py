@@ -1,0 +1,91 @@
+"""The main model: embedding, pre-norm blocks, final norm, logits."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from glmjax.config import ModelConfig
+from glmjax.model.attention import Attention, Batch, KVPool
+from glmjax.model.layers import DenseMLP, LayerVectors, embed, logits
+from glmjax.model.moe import MoE
+from glmjax.model.spec import param
+from glmjax.sharding import psum_tensor
+from pallas_kernels.norm import add_rms_norm
+
+Vectors = dict[str, jax.Array]
+
+
+class DecoderLayer(nnx.Module):
+    """x += attn(norm(x)); x += mlp(norm(x)). The residual stream is carried beside the last part.
+
+    Two sums over tensor-parallel devices: one after attention, one after the MLP.
+    """
+
+    def __init__(self, config: ModelConfig, moe: bool):
+        self.eps = config.rms_norm_eps
+        self.self_attn = Attention(config)
+        self.mlp = MoE(config) if moe else DenseMLP(config)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        residual: jax.Array,
+        vectors: Vectors,
+        kv: KVPool,
+        batch: Batch,
+        layer: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, KVPool]:
+        """x and residual [T, D], whose sum is the stream, -> the same after this layer."""
+        x, residual = add_rms_norm(x, residual, vectors["input_layernorm"], self.eps)
+        x, kv = self.self_attn(x, vectors, kv, batch, layer)
+        x, residual = add_rms_norm(
+            psum_tensor(x), residual, vectors["post_attention_layernorm"], self.eps
+        )
+        return psum_tensor(self.mlp(x, vectors, batch.valid)), residual, kv
+
+
+@partial(jax.jit, static_argnums=0)
+def _layer_step(graph: Any, params: Any, *args: Any) -> Any:
+    """One layer as an inner jit: layers of one kind are traced and lowered once."""
+    return nnx.merge(graph, nnx.State(params))(*args)
+
+
+def run_layer(layer: DecoderLayer, index: int, *args: Any) -> Any:
+    """Apply a layer whose K and V lie at `index` of the pool."""
+    graph, params = nnx.split(layer)
+    return _layer_step(graph, nnx.to_pure_dict(params), *args, jnp.int32(index))
+
+
+class Decoder(nnx.Module):
+    """Glm4MoeForCausalLM without its MTP block."""
+
+    def __init__(self, config: ModelConfig):
+        c = config
+        self.config = config
+        self.embed_tokens = param((c.vocab_size, c.hidden_size), c.dtype, ("vocab", "embed"))
+        self.layers = nnx.List(
+            [
+                DecoderLayer(config, moe=i >= c.first_k_dense_replace)
+                for i in range(c.num_hidden_layers)
+            ]
+        )
+        self.vectors = LayerVectors(config, c.num_hidden_layers, c.num_moe_layers)
+        self.norm = param((c.hidden_size,), c.dtype, ("embed",))
+        self.lm_head = param((c.vocab_size, c.hidden_size), c.dtype, ("vocab", "embed"))
+
+    def __call__(self, input_ids: jax.Array, kv: KVPool, batch: Batch) -> tuple[jax.Array, KVPool]:
+        """int32 [T] -> hidden states after the final norm [T, D], and the pool written."""
+        x = embed(input_ids, self.embed_tokens.get_value())
+        residual = jnp.zeros_like(x)
+        for i, layer in enumerate(self.layers):
+            x, residual, kv = run_layer(layer, i, x, residual, self.vectors.row(i), kv, batch)
+        return add_rms_norm(x, residual, self.norm.get_value(), self.config.rms_norm_eps)[0], kv
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Hidden states [R, D] after the final norm -> float32 [R, V]."""
+        return logits(hidden, self.lm_head.get_value())

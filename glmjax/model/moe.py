@@ -1,0 +1,68 @@
+"""Mixture of experts: router, routed experts, and the shared expert beside them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from glmjax.config import ModelConfig
+from glmjax.model.layers import swiglu
+from glmjax.model.quant import QuantArray, Weight
+from glmjax.model.spec import param
+from pallas_kernels.moe import grouped_mlp
+from pallas_kernels.router import route
+
+
+class MoE(nnx.Module):
+    """Sparse MLP. Routed experts are scaled by the router, the shared expert is not."""
+
+    def __init__(self, config: ModelConfig):
+        c, dtype = config, config.dtype
+        self.config = config
+        experts, width, hidden = c.n_routed_experts, c.moe_intermediate_size, c.hidden_size
+        shared = c.shared_intermediate_size
+        self.gate = param((experts, hidden), dtype, ("experts", "embed"))
+        self.experts_gate_up_proj = param(
+            (experts, 2, width, hidden), dtype, ("experts", None, "expert_mlp", "embed")
+        )
+        self.experts_down_proj = param(
+            (experts, hidden, width), dtype, ("experts", "embed", "expert_mlp")
+        )
+        self.shared_gate_up_proj = param((2, shared, hidden), dtype, (None, "mlp", "embed"))
+        self.shared_down_proj = param((hidden, shared), dtype, ("embed", "mlp"))
+
+    def __call__(self, x: jax.Array, vectors: dict[str, jax.Array], valid: jax.Array) -> jax.Array:
+        """x [T, D] -> [T, D], still to be summed over tensor-parallel devices."""
+        ids, weights = self._route(x, vectors["e_score_correction_bias"])
+        ids = jnp.where(valid[:, None], ids, self.config.n_routed_experts)
+        gate_up, gate_up_scale, block = _parts(self.experts_gate_up_proj.get_value())
+        down, down_scale, _ = _parts(self.experts_down_proj.get_value())
+        routed = grouped_mlp(x, ids, weights, gate_up, down, gate_up_scale, down_scale, block=block)
+        shared = swiglu(x, self.shared_gate_up_proj.get_value(), self.shared_down_proj.get_value())
+        return routed.astype(x.dtype) + shared
+
+    def _route(self, x: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Expert ids and weights [T, k], all in float32: a GPU's default here may be TF32."""
+        logits = jnp.einsum(
+            "td,ed->te",
+            x.astype(jnp.float32),
+            self.gate.get_value().astype(jnp.float32),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        c = self.config
+        return route(
+            logits,
+            bias,
+            top_k=c.num_experts_per_tok,
+            n_group=c.n_group,
+            topk_group=c.topk_group,
+            norm_topk_prob=c.norm_topk_prob,
+            scaling_factor=c.routed_scaling_factor,
+        )
+
+
+def _parts(weight: Weight) -> tuple[jax.Array, jax.Array | None, int | None]:
+    if isinstance(weight, QuantArray):
+        return weight.values, weight.scale, weight.block
+    return weight, None, None
