@@ -38,15 +38,37 @@ class QuantConfig:
         """
         method = raw.get("quant_method")
         if method == "compressed-tensors" and raw.get("format") == "float-quantized":
-            return cls(method, None, tuple(raw.get("ignore") or ()))
+            return cls(method, None, _names(raw, "ignore"))
         if method == "fp8" and raw.get("weight_block_size"):
-            rows, columns = raw["weight_block_size"]
-            return cls(method, (rows, columns), tuple(raw.get("modules_to_not_convert") or ()))
+            return cls(method, _block_size(raw), _names(raw, "modules_to_not_convert"))
         raise ConfigError(
             f"quantization_config has quant_method {method!r}, format {raw.get('format')!r}; "
             "glmjax reads compressed-tensors float-quantized and fp8 with weight_block_size. "
             "Convert the BF16 release of this model instead."
         )
+
+
+def _block_size(raw: dict[str, Any]) -> tuple[int, int]:
+    match raw["weight_block_size"]:
+        case [int(rows), int(columns)] if rows > 0 and columns > 0:
+            return rows, columns
+        case other:
+            raise ConfigError(f"weight_block_size is {other!r}, expected two positive integers")
+
+
+def _names(raw: dict[str, Any], key: str) -> tuple[str, ...]:
+    names = _group(raw, key, list)
+    if not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{key} is {names!r}, expected module names")
+    return tuple(names)
+
+
+def _group(raw: dict[str, Any], key: str, kind: type) -> Any:
+    """A list or an object of a config.json; empty when it is absent or null."""
+    value = raw.get(key)
+    if value is not None and not isinstance(value, kind):
+        raise ConfigError(f"{key} is {value!r}, expected {kind.__name__}")
+    return value or kind()
 
 
 @dataclass(frozen=True)
@@ -132,11 +154,11 @@ class ModelConfig:
         values = {name: raw[key] for key, name in _HF_KEYS.items() if raw.get(key) is not None}
         values |= _rope(raw)
         values["eos_token_ids"] = token_ids(raw.get("eos_token_id"))
-        if raw.get("quantization_config"):
-            values["quant"] = QuantConfig.from_hf(raw["quantization_config"])
+        if quantization := _group(raw, "quantization_config", dict):
+            values["quant"] = QuantConfig.from_hf(quantization)
+        _check_types(values)
         if "head_dim" not in values and {"hidden_size", "num_attention_heads"} <= values.keys():
             values["head_dim"] = values["hidden_size"] // max(values["num_attention_heads"], 1)
-        _check_types(values)
         return cls(**values)
 
     @classmethod
@@ -176,15 +198,16 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
-    """Normalise an HF token id field, which may be absent, one id or a list."""
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(value)
+def token_ids(value: Any) -> tuple[int, ...]:
+    """Normalise an HF `eos_token_id`: absent, one id or a list. Raises ConfigError for the rest."""
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(token) is int and token >= 0 for token in ids):
+        raise ConfigError(f"eos_token_id is {value!r}, expected a token id or a list of them")
+    return tuple(ids)
 
 
 def _rope(raw: dict[str, Any]) -> dict[str, Any]:
-    parameters = (raw.get("rope_parameters") or {}) | (raw.get("rope_scaling") or {})
+    parameters = _group(raw, "rope_parameters", dict) | _group(raw, "rope_scaling", dict)
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind != "default":
         raise ConfigError(f"rope type {kind!r} is not served; GLM-4.5 releases use 'default'")
@@ -194,7 +217,7 @@ def _rope(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_architecture(raw: dict[str, Any]) -> None:
-    names = raw.get("architectures") or []
+    names = _group(raw, "architectures", list)
     if raw.get("model_type") != MODEL_TYPE or (names and ARCHITECTURE not in names):
         raise ConfigError(
             f"architecture {names} (model_type {raw.get('model_type')!r}) is not served; glmjax "
@@ -219,9 +242,10 @@ def _check_positive(config: ModelConfig) -> None:
     for name in ModelConfig.__dataclass_fields__:
         value = getattr(config, name)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            least = 0 if name in may_be_zero else None
-            if not math.isfinite(value) or value < 0 or (value == 0 and least is None):
-                raise ConfigError(f"{name} is {value}, expected a positive number")
+            zero_is_fine = name in may_be_zero
+            if not math.isfinite(value) or value < 0 or (value == 0 and not zero_is_fine):
+                expected = "0 or more" if zero_is_fine else "a positive number"
+                raise ConfigError(f"{name} is {value}, expected {expected}")
 
 
 def _check_model(c: ModelConfig) -> None:

@@ -25,6 +25,10 @@ class InvalidRequestError(GlmjaxError):
         self.param = param
 
 
+class ModelNotFoundError(InvalidRequestError):
+    """A request for a model that is not served here. HTTP 404."""
+
+
 class QueueFullError(GlmjaxError):
     """The waiting queue is at its limit; the same request may succeed later. HTTP 429."""
 

@@ -1,0 +1,49 @@
+# Everything runs from .venv, which every target builds when it is missing or out of date.
+# ARGS reaches the program: make serve ARGS="--mesh 8", make test ARGS=tests/scheduler
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test parity slow lint
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+
+setup: .venv/.installed  ## build .venv (about a minute, once)
+
+serve: .venv/.installed  ## serve: HTTP on 127.0.0.1:30000, gRPC on 30001
+	@$(BIN)/python serve.py $(ARGS)
+
+test: .venv/.installed  ## the default test suite; needs no torch and no GPU
+	@$(PYTEST) $(ARGS)
+
+parity: .venv/.parity  ## compare with transformers live; installs torch
+	@$(PYTEST) -m parity $(ARGS)
+
+slow: .venv/.installed  ## the tests that take minutes
+	@$(PYTEST) -m slow $(ARGS)
+
+lint: .venv/.installed  ## ruff and pyright
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "glmjax needs Python 3.11 or later, but $(PYTHON) is $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	@echo "Installing glmjax and its tools into .venv (about a minute, once) ..."
+	@$(PYTHON) -m venv .venv
+	@$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+# Plain torch from PyPI is a CUDA build of several gigabytes on Linux. The CPU build satisfies the
+# pin as well: where your pip finds it (PIP_INDEX_URL, PIP_FIND_LINKS), it is the one installed.
+.venv/.parity: .venv/.installed
+	@echo "Installing torch and transformers into .venv, to compare with (once) ..."
+	@$(PIP_INSTALL) torch transformers
+	@touch $@

@@ -1,0 +1,324 @@
+"""Random GLM-4.5 checkpoints in HF's format, written with numpy alone: no torch, no jax.
+
+They have every part of a real release: shards with an index, the MTP block in a file of its own, a
+tokenizer with GLM's special tokens, a chat template. Only the weights are noise.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from glmjax.config import ARCHITECTURE, DTYPES, MODEL_TYPE, ModelConfig
+from glmjax.errors import ConfigError
+
+END_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>")
+CONTROL_TOKENS = (
+    "<|endoftext|>",
+    "[MASK]",
+    "[gMASK]",
+    "[sMASK]",
+    "<sop>",
+    "<eop>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|observation|>",
+)
+# Single tokens too, but part of the text that a model writes: decoding keeps them.
+TEXT_TOKENS = (
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+    "<arg_key>",
+    "</arg_key>",
+    "<arg_value>",
+    "</arg_value>",
+    "/nothink",
+)
+SPECIAL_TOKENS = (*CONTROL_TOKENS, *TEXT_TOKENS)
+MERGED_LETTERS = "etaoinshrdlucmfwypvbgkjqxz"
+
+MTP_FILE = "mtp.safetensors"
+CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
+
+
+def default_config() -> ModelConfig:
+    """A model small enough for any machine that has every feature and divides over 8 devices."""
+    return ModelConfig(
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=256,
+        moe_intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=32,
+        n_routed_experts=16,
+        num_experts_per_tok=4,
+        routed_scaling_factor=2.5,
+        use_qk_norm=True,
+        attention_bias=True,
+        rope_theta=1e6,
+        max_position_embeddings=4096,
+        dtype="float32",
+        eos_token_ids=_end_ids(512),
+    )
+
+
+def write_checkpoint(
+    folder: str | Path,
+    config: ModelConfig,
+    seed: int = 0,
+    shards: int = 2,
+    dtype: str = "float32",
+    tokenizer: bool = True,
+) -> None:
+    """Write a checkpoint that `transformers` loads as Glm4MoeForCausalLM.
+
+    The same arguments give the same bytes. Activations and logits are of order one, and routing
+    depends on both the token and the correction bias, which lies near 7 as in trained models.
+
+    Args:
+        folder: made when missing; files of the same names are replaced.
+        config: sizes. With `tokenizer` its end tokens are replaced by the tokenizer's.
+        shards: files of the main model; at most one of them is held in memory.
+        dtype: "float32" or "bfloat16"; the correction bias is float32 in both.
+        tokenizer: also write a tokenizer and a chat template.
+
+    Raises:
+        ConfigError: an unknown dtype, a quantised config, fewer tensors than shards, or a
+            vocabulary too small for the tokenizer.
+    """
+    _check(config, shards, dtype)
+    eos = _end_ids(config.vocab_size) if tokenizer else config.eos_token_ids
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_weights(folder, config, seed, shards, dtype)
+    _write_json(folder / "config.json", hf_config(config, dtype, eos))
+    _write_json(folder / "generation_config.json", {"eos_token_id": list(eos)})
+    if tokenizer:
+        _write_tokenizer(folder, config)
+
+
+def hf_config(config: ModelConfig, dtype: str, eos_token_ids: tuple[int, ...]) -> dict[str, Any]:
+    """The config.json of an unquantised model, as transformers 5 writes it."""
+    left_out = {"rope_theta", "partial_rotary_factor", "eos_token_ids", "quant"}
+    rope = {
+        "rope_type": "default",
+        "rope_theta": config.rope_theta,
+        "partial_rotary_factor": config.partial_rotary_factor,
+    }
+    sizes = {name: getattr(config, name) for name in ModelConfig.__dataclass_fields__}
+    return {
+        "architectures": [ARCHITECTURE],
+        "model_type": MODEL_TYPE,
+        "hidden_act": "silu",
+        **{name: value for name, value in sizes.items() if name not in left_out},
+        "dtype": dtype,
+        "rope_parameters": rope,
+        "eos_token_id": list(eos_token_ids),
+        "pad_token_id": eos_token_ids[0] if eos_token_ids else None,
+    }
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How a tensor is drawn: normal, `mean` plus `std` times noise."""
+
+    shape: tuple[int, ...]
+    std: float
+    mean: float = 0.0
+    keep_float32: bool = False
+
+
+def tensors(config: ModelConfig) -> dict[str, Noise]:
+    """Every tensor of the main model, by HF name, in the order of the forward pass."""
+    c = config
+    table = {"model.embed_tokens.weight": Noise((c.vocab_size, c.hidden_size), 1.0)}
+    for i in range(c.num_hidden_layers):
+        table |= _layer(c, i, moe=i >= c.first_k_dense_replace)
+    table |= _norms("model", c.hidden_size, "norm")
+    if not c.tie_word_embeddings:
+        table["lm_head.weight"] = _linear(c.vocab_size, c.hidden_size)
+    return table
+
+
+def mtp_tensors(config: ModelConfig) -> dict[str, Noise]:
+    """The tensors of the MTP block, a layer after the last; empty for a model without one."""
+    c, prefix = config, f"model.layers.{config.num_hidden_layers}"
+    if not c.num_nextn_predict_layers:
+        return {}
+    return (
+        _norms(prefix, c.hidden_size, "enorm", "hnorm", "shared_head.norm")
+        | {f"{prefix}.eh_proj.weight": _linear(c.hidden_size, 2 * c.hidden_size)}
+        | _layer(c, c.num_hidden_layers, moe=True)
+    )
+
+
+def _layer(c: ModelConfig, index: int, moe: bool) -> dict[str, Noise]:
+    prefix = f"model.layers.{index}"
+    mlp = _moe if moe else _mlp
+    return (
+        _norms(prefix, c.hidden_size, "input_layernorm", "post_attention_layernorm")
+        | _attention(c, f"{prefix}.self_attn")
+        | mlp(c, f"{prefix}.mlp")
+    )
+
+
+def _attention(c: ModelConfig, prefix: str) -> dict[str, Noise]:
+    q_width, kv_width = (
+        heads * c.head_dim for heads in (c.num_attention_heads, c.num_key_value_heads)
+    )
+    widths = {"q": q_width, "k": kv_width, "v": kv_width}
+    table = {f"{prefix}.{n}_proj.weight": _linear(w, c.hidden_size) for n, w in widths.items()}
+    if c.attention_bias:
+        table |= {f"{prefix}.{n}_proj.bias": Noise((w,), 0.3) for n, w in widths.items()}
+    if c.use_qk_norm:
+        table |= _norms(prefix, c.head_dim, "q_norm", "k_norm")
+    return table | {f"{prefix}.o_proj.weight": _linear(c.hidden_size, q_width)}
+
+
+def _mlp(c: ModelConfig, prefix: str, width: int | None = None) -> dict[str, Noise]:
+    width = width or c.intermediate_size
+    return {
+        f"{prefix}.gate_proj.weight": _linear(width, c.hidden_size),
+        f"{prefix}.up_proj.weight": _linear(width, c.hidden_size),
+        f"{prefix}.down_proj.weight": _linear(c.hidden_size, width),
+    }
+
+
+def _moe(c: ModelConfig, prefix: str) -> dict[str, Noise]:
+    table = {
+        f"{prefix}.gate.weight": _linear(c.n_routed_experts, c.hidden_size),
+        f"{prefix}.gate.e_score_correction_bias": Noise(
+            (c.n_routed_experts,), 0.1, mean=7.0, keep_float32=True
+        ),
+    }
+    for expert in range(c.n_routed_experts):
+        table |= _mlp(c, f"{prefix}.experts.{expert}", c.moe_intermediate_size)
+    return table | _mlp(c, f"{prefix}.shared_experts", c.shared_intermediate_size)
+
+
+def _norms(prefix: str, width: int, *names: str) -> dict[str, Noise]:
+    return {f"{prefix}.{name}.weight": Noise((width,), 0.1, mean=1.0) for name in names}
+
+
+def _linear(rows: int, columns: int) -> Noise:
+    """Keeps the variance of what it multiplies."""
+    return Noise((rows, columns), columns**-0.5)
+
+
+def _write_weights(folder: Path, c: ModelConfig, seed: int, shards: int, dtype: str) -> None:
+    """Shards, the MTP file and the index, one file in memory at a time."""
+    files = {
+        f"model-{number:05}-of-{shards:05}.safetensors": part
+        for number, part in enumerate(_split(tensors(c), shards), 1)
+    }
+    if mtp := mtp_tensors(c):
+        files[MTP_FILE] = mtp
+    total_bytes = sum(_write_file(folder / file, part, seed, dtype) for file, part in files.items())
+    weight_map = {name: file for file, part in files.items() for name in part}
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write_file(file: Path, part: dict[str, Noise], seed: int, dtype: str) -> int:
+    """Write one safetensors file; returns the bytes of its tensors."""
+    arrays = {name: _draw(name, noise, seed, dtype) for name, noise in part.items()}
+    save_file(arrays, file, metadata={"format": "pt"})
+    return sum(array.nbytes for array in arrays.values())
+
+
+def _split(table: dict[str, Noise], parts: int) -> Iterator[dict[str, Noise]]:
+    """Cut a table into runs of about the same number of elements, none of them empty."""
+    names = list(table)
+    sizes = np.cumsum([np.prod(noise.shape) for noise in table.values()])
+    start = 0
+    for part in range(1, parts + 1):
+        fair = int(np.searchsorted(sizes, sizes[-1] * part / parts)) + 1
+        end = max(start + 1, min(fair, len(names) - (parts - part)))
+        yield {name: table[name] for name in names[start:end]}
+        start = end
+
+
+def _draw(name: str, noise: Noise, seed: int, dtype: str) -> np.ndarray:
+    """Each tensor has its own stream, so that its values do not depend on how files are cut."""
+    rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
+    values = rng.standard_normal(noise.shape, np.float32)
+    values = values * np.float32(noise.std) + np.float32(noise.mean)
+    narrow = dtype == "bfloat16" and not noise.keep_float32
+    return values.astype(ml_dtypes.bfloat16) if narrow else values
+
+
+def make_tokenizer(vocab_size: int) -> Tokenizer:
+    """Byte-level BPE: all bytes, pairs of letters as far as they fit, then GLM's special tokens.
+
+    Raises:
+        ConfigError: `vocab_size` is below 256 + the special tokens.
+    """
+    spare = vocab_size - 256 - len(SPECIAL_TOKENS)
+    if spare < 0:
+        raise ConfigError(
+            f"vocab_size {vocab_size} cannot hold 256 bytes and {len(SPECIAL_TOKENS)} special "
+            f"tokens; give {256 + len(SPECIAL_TOKENS)} or more, or write no tokenizer"
+        )
+    merges = list(itertools.product(MERGED_LETTERS, repeat=2))[:spare]
+    vocab = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(vocab)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in CONTROL_TOKENS])
+    tokenizer.add_tokens([AddedToken(token, special=False) for token in TEXT_TOKENS])
+    return tokenizer
+
+
+def _write_tokenizer(folder: Path, config: ModelConfig) -> None:
+    make_tokenizer(config.vocab_size).save(str(folder / "tokenizer.json"))
+    shutil.copyfile(CHAT_TEMPLATE, folder / "chat_template.jinja")
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": config.max_position_embeddings,
+            "eos_token": END_TOKENS[0],
+            "pad_token": END_TOKENS[0],
+            "additional_special_tokens": list(CONTROL_TOKENS),
+            "clean_up_tokenization_spaces": False,
+        },
+    )
+
+
+def _end_ids(vocab_size: int) -> tuple[int, ...]:
+    tokenizer = make_tokenizer(vocab_size)
+    return tuple(tokenizer.token_to_id(token) for token in END_TOKENS)
+
+
+def _check(config: ModelConfig, shards: int, dtype: str) -> None:
+    count = len(tensors(config))
+    rules = [
+        (dtype in DTYPES, f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}"),
+        (1 <= shards <= count, f"shards is {shards}, expected 1 to {count} (one tensor each)"),
+        (config.quant is None, "quantised checkpoints are not written; give a config without"),
+    ]
+    for holds, message in rules:
+        if not holds:
+            raise ConfigError(message)
+
+
+def _write_json(file: Path, value: dict[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n", "utf-8")

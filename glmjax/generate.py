@@ -1,0 +1,221 @@
+"""Generation from Python: one call, or a model kept loaded for many."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from glmjax.build import build
+from glmjax.config import CacheConfig, MeshConfig, SchedulerConfig
+from glmjax.errors import InvalidRequestError
+from glmjax.server.served import ServedModel
+from glmjax.text.detokenizer import Detokenizer
+from glmjax.types import FinishReason, Request, RequestOutput, SamplingParams
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[int] | Sequence[Message]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a prompt gave.
+
+    Attributes:
+        text: without the token or stop string that ended it.
+        token_ids: all generated tokens.
+        finish_reason: why it ended.
+        prompt_tokens: length of the prompt.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+
+
+class LLM:
+    """A model on a mesh, for many calls. Not thread-safe.
+
+    Args:
+        model: a folder that convert/hf_to_orbax.py wrote.
+        mesh: "8" or 8 (tensor parallel), or "2x4" (data groups x tensor parallel).
+        dtype: "bfloat16" or "float32"; None: the checkpoint's.
+        cache, scheduler: pool and queue sizes; None: defaults.
+
+    Raises:
+        ConfigError, CheckpointError: as `glmjax.build.build`.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        mesh: str | int = 1,
+        dtype: str | None = None,
+        cache: CacheConfig | None = None,
+        scheduler: SchedulerConfig | None = None,
+    ):
+        scheduler = scheduler or SchedulerConfig()
+        self._engine, self._served = build(model, MeshConfig.parse(mesh), dtype, cache, scheduler)
+        self._queue_limit = scheduler.max_queued_requests
+
+    @property
+    def served(self) -> ServedModel:
+        """Tokenizer, chat template and sizes of the model."""
+        return self._served
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        stop: str | Sequence[str] = (),
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        progress: bool = False,
+        **sampling: Any,
+    ) -> Completion | list[Completion]:
+        """Continue prompts, all of them at once.
+
+        Args:
+            prompts: a string, chat messages or token ids; or a list of such prompts.
+            stop: strings that end the text, which does not hold them.
+            chat_template_kwargs: what the chat template may read, such as enable_thinking.
+            progress: show a bar of finished prompts.
+            sampling: fields of `SamplingParams`; what is missing comes from the model's
+                generation config. Without a seed, sampled output differs from call to call.
+
+        Returns:
+            A Completion for one prompt, a list in order for a list of prompts.
+
+        Raises:
+            InvalidRequestError: a prompt or parameter that cannot be served; nothing has run then.
+        """
+        one, batch = as_batch(prompts)
+        params = self._params(sampling)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        requests = [
+            Request(str(i), tuple(self._encode(prompt, chat_template_kwargs or {})), params)
+            for i, prompt in enumerate(batch)
+        ]
+        for request in requests:
+            self._served.check_prompt(request.prompt_ids)
+        results = self._run(requests, stops, progress)
+        return results[0] if one else results
+
+    def _params(self, sampling: Mapping[str, Any]) -> SamplingParams:
+        unknown = sampling.keys() - SamplingParams.__dataclass_fields__.keys()
+        if unknown:
+            known = ", ".join(SamplingParams.__dataclass_fields__)
+            raise InvalidRequestError(
+                f"unknown sampling parameter(s) {', '.join(sorted(unknown))}; known: {known}"
+            )
+        return self._served.sampling(**({"seed": secrets.randbits(32)} | dict(sampling)))
+
+    def _encode(self, prompt: Prompt, template_kwargs: Mapping[str, Any]) -> Sequence[int]:
+        if isinstance(prompt, str):
+            return self._served.tokenizer.encode(prompt)
+        if is_chat(prompt):
+            return self._served.chat_prompt(prompt, **template_kwargs)  # pyright: ignore
+        return prompt  # pyright: ignore
+
+    def _run(
+        self, requests: list[Request], stops: tuple[str, ...], progress: bool
+    ) -> list[Completion]:
+        live = {r.id: _Text(Detokenizer(self._served.tokenizer, stops)) for r in requests}
+        waiting = requests[::-1]
+        done: dict[str, Completion] = {}
+        with tqdm(total=len(requests), unit="prompt", disable=not progress) as bar:
+            try:
+                while len(done) < len(requests):
+                    while waiting and self._engine.load().waiting < self._queue_limit:
+                        self._engine.add(waiting.pop())
+                    for output in self._engine.step():
+                        completion = live[output.request_id].take(output)
+                        if completion and output.request_id not in done:
+                            done[output.request_id] = completion
+                            self._engine.abort(output.request_id)
+                            bar.update()
+            finally:
+                self._settle(requests)
+        return [done[request.id] for request in requests]
+
+    def _settle(self, requests: list[Request]) -> None:
+        """Leave the engine idle, also after an error or Ctrl-C."""
+        for request in requests:
+            self._engine.abort(request.id)
+        while self._engine.has_work():
+            self._engine.step()
+
+
+class _Text:
+    """Joins the outputs of one request until it ends, by itself or by a stop string."""
+
+    def __init__(self, detokenizer: Detokenizer):
+        self._detokenizer = detokenizer
+        self._text: list[str] = []
+        self._token_ids: list[int] = []
+
+    def take(self, output: RequestOutput) -> Completion | None:
+        """Take an output; the completion once it is whole."""
+        ends_with_stop = output.matched_stop is not None
+        for i, token_id in enumerate(output.token_ids):
+            self._token_ids.append(token_id)
+            if not (ends_with_stop and i == len(output.token_ids) - 1):
+                self._text.append(self._detokenizer.push(token_id))
+            if self._detokenizer.matched is not None:
+                return self._completion(output, FinishReason.STOP)
+        if output.finish_reason is None:
+            return None
+        self._text.append(self._detokenizer.finish())
+        reason = FinishReason.STOP if self._detokenizer.matched else output.finish_reason
+        return self._completion(output, reason)
+
+    def _completion(self, output: RequestOutput, reason: FinishReason) -> Completion:
+        return Completion("".join(self._text), tuple(self._token_ids), reason, output.prompt_tokens)
+
+
+def is_chat(prompt: Any) -> bool:
+    """Whether a prompt is a list of chat messages."""
+    return not isinstance(prompt, str) and bool(len(prompt)) and isinstance(prompt[0], Mapping)
+
+
+def as_batch(prompts: Any) -> tuple[bool, list[Any]]:
+    """Whether `prompts` is one prompt, and the list of prompts.
+
+    Raises:
+        InvalidRequestError: it is neither a prompt nor a list of prompts.
+    """
+    if isinstance(prompts, str) or is_chat(prompts):
+        return True, [prompts]
+    items = list(prompts)
+    if items and all(isinstance(item, int) for item in items):
+        return True, [items]
+    if all(isinstance(item, Sequence) for item in items):
+        return False, items
+    raise InvalidRequestError(
+        "prompts must be a string, chat messages, token ids, or a list of those", "prompts"
+    )
+
+
+def generate(
+    prompts: Prompt | Sequence[Prompt],
+    model: str | Path,
+    *,
+    mesh: str | int = 1,
+    dtype: str | None = None,
+    **options: Any,
+) -> Completion | list[Completion]:
+    """Load a model, continue prompts, let the model go. `LLM` keeps it for more.
+
+    Args:
+        prompts: a string, chat messages or token ids; or a list of such prompts.
+        model, mesh, dtype: as for `LLM`.
+        options: as for `LLM.generate`, such as max_new_tokens=64, temperature=0, stop="\n".
+
+    Returns:
+        A Completion for one prompt, a list in order for a list of prompts.
+    """
+    return LLM(model, mesh, dtype).generate(prompts, **options)

@@ -1,0 +1,57 @@
+"""What stays on the device between steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from glmjax.config import ModelConfig
+from glmjax.model.attention import KVPool, kv_specs
+from glmjax.model.spec import ParamSpec, abstract
+from glmjax.types import Limits
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DeviceState:
+    """State of all slots; donated to each step, which returns it anew.
+
+    Slots and pages are split over data groups: a step sees its own group's, numbered from 0.
+
+    Attributes:
+        last_token: int32 [slots], the token to compute next in decode.
+        seq_lens: int32 [slots], positions whose KV is in the pool.
+        page_table: int32 [slots, pages a sequence].
+        kv: the pool.
+    """
+
+    last_token: Any
+    seq_lens: Any
+    page_table: Any
+    kv: KVPool
+
+
+def state_specs(model: ModelConfig, limits: Limits, kv_dtype: str) -> DeviceState:
+    """ParamSpecs of the state, whole: all data groups together."""
+    slots, pages = limits.groups * limits.slots, limits.groups * limits.pages
+    return DeviceState(
+        last_token=ParamSpec((slots,), "int32", ("slots",)),
+        seq_lens=ParamSpec((slots,), "int32", ("slots",)),
+        page_table=ParamSpec((slots, limits.pages_per_seq), "int32", ("slots", None)),
+        kv=kv_specs(model, model.num_hidden_layers, pages, limits.page_size, kv_dtype),
+    )
+
+
+def make_state(specs: DeviceState, mesh: Mesh) -> DeviceState:
+    """Zeros, each device its own part."""
+    targets = abstract(specs, mesh)
+    shardings = jax.tree.map(lambda target: target.sharding, targets)
+
+    def zeros() -> DeviceState:
+        return jax.tree.map(lambda target: jnp.zeros(target.shape, target.dtype), targets)
+
+    return jax.jit(zeros, out_shardings=shardings)()
