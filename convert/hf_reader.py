@@ -211,8 +211,41 @@ def _tensors(file: Path, raw: dict[str, Any], start: int, file_bytes: int) -> li
 
 def _tensor(file: Path, name: str, entry: dict[str, Any], start: int) -> Tensor:
     begin, end = entry["data_offsets"]
-    shape, dtype = tuple(entry["shape"]), DTYPES.get(entry["dtype"], entry["dtype"])
-    known = entry["dtype"] in DTYPES
+    shape, stored = tuple(entry["shape"]), str(entry["dtype"])
+    known, dtype = stored in DTYPES, DTYPES.get(stored, stored)
     if begin < 0 or (known and end - begin != math.prod(shape) * np.dtype(dtype).itemsize):
         raise ValueError(f"offsets of {name} do not fit its shape")
     return Tensor(name, file, start + begin, end - begin, shape, dtype)
+
+
+def read_cast(tensor: Tensor, out: np.ndarray) -> None:
+    """Read a tensor into `out`, of the same number of elements, in out's dtype."""
+    if tensor.dtype == out.dtype.name:
+        read_into(tensor, out)
+    else:
+        out[...] = read_array(tensor).reshape(out.shape)
+
+
+def read_scales(scale: Tensor, block_rows: int, out: np.ndarray) -> None:
+    """Read scales [ceil(rows / block_rows), blocks] into float32 `out` [..., blocks] of all rows.
+
+    Repeating them along the rows lets any part of the rows stand alone.
+    """
+    rows = out.size // out.shape[-1]
+    values = read_array(scale).astype(np.float32)
+    out[...] = np.repeat(values, block_rows, axis=0)[:rows].reshape(out.shape)
+
+
+def read_dequantised(
+    tensor: Tensor, scale: Tensor, block: tuple[int, int], out: np.ndarray
+) -> None:
+    """Read values times scales, multiplied in float32 and rounded once, into `out`.
+
+    Args:
+        block: rows and columns that share a scale.
+    """
+    values = read_array(tensor).astype(np.float32)
+    rows, columns = values.shape
+    scales = np.repeat(read_array(scale).astype(np.float32), block[0], axis=0)[:rows]
+    values *= np.repeat(scales, block[1], axis=1)[:, :columns]
+    out[...] = values.reshape(out.shape)

@@ -1,1 +1,63 @@
-"""glmjax: a JAX/XLA server for the GLM-4.5 family."""
+"""glmjax: a JAX/XLA server for the GLM-4.5 family.
+
+    glmjax.generate(prompts, model=DIR)   one call
+    glmjax.LLM(DIR, mesh=8)               a model kept loaded
+    glmjax.Engine(runner)                 continuous batching, step by step
+
+Names are imported when first used, so that the parts without JAX stay free of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from glmjax.build import build
+    from glmjax.config import CacheConfig, MeshConfig, ModelConfig, SchedulerConfig
+    from glmjax.engine import Engine
+    from glmjax.errors import GlmjaxError
+    from glmjax.llm import LLM, Completion, generate
+    from glmjax.types import FinishReason, Request, RequestOutput, SamplingParams
+
+_HOMES = {
+    "build": "glmjax.build",
+    "CacheConfig": "glmjax.config",
+    "MeshConfig": "glmjax.config",
+    "ModelConfig": "glmjax.config",
+    "SchedulerConfig": "glmjax.config",
+    "Engine": "glmjax.engine",
+    "GlmjaxError": "glmjax.errors",
+    "LLM": "glmjax.llm",
+    "Completion": "glmjax.llm",
+    "generate": "glmjax.llm",
+    "FinishReason": "glmjax.types",
+    "Request": "glmjax.types",
+    "RequestOutput": "glmjax.types",
+    "SamplingParams": "glmjax.types",
+}
+
+__all__ = [
+    "LLM",
+    "CacheConfig",
+    "Completion",
+    "Engine",
+    "FinishReason",
+    "GlmjaxError",
+    "MeshConfig",
+    "ModelConfig",
+    "Request",
+    "RequestOutput",
+    "SamplingParams",
+    "SchedulerConfig",
+    "build",
+    "generate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'glmjax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

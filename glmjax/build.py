@@ -8,8 +8,9 @@ from pathlib import Path
 from glmjax.config import CacheConfig, MeshConfig, SchedulerConfig
 from glmjax.devices import mesh_for
 from glmjax.engine import Engine
-from glmjax.runner.runner import DeviceRunner, make_limits
+from glmjax.runner.runner import DeviceRunner
 from glmjax.runner.weights import load, read_config
+from glmjax.scheduler.limits import make_limits
 from glmjax.server.served import ServedModel
 
 
@@ -20,7 +21,6 @@ def build(
     cache: CacheConfig | None = None,
     scheduler: SchedulerConfig | None = None,
     name: str | None = None,
-    compile_cache: Path | None = None,
 ) -> tuple[Engine, ServedModel]:
     """Check everything that can be checked, then restore weights and compile every step.
 
@@ -30,7 +30,6 @@ def build(
         dtype: "bfloat16" or "float32" for weights, activations and KV; None: the checkpoint's.
         cache, scheduler: pool and queue sizes; None: defaults.
         name: what clients call the model; None: the folder's name.
-        compile_cache: folder that keeps compiled programs for the next start.
 
     Raises:
         ConfigError: the mesh, the sizes or the devices do not fit.
@@ -40,7 +39,7 @@ def build(
     config = read_config(folder, dtype)
     limits = make_limits(config, mesh, cache or CacheConfig(), scheduler)
     served = ServedModel.load(folder, name, limits.max_seq_len)
-    devices = mesh_for(mesh, compile_cache)
+    devices = mesh_for(mesh)
     config, params = load(folder, devices, dtype)
     runner = DeviceRunner(config, params, devices, limits)
     return Engine(runner, scheduler, served.eos_token_ids), replace(served, config=config)

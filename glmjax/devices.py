@@ -15,27 +15,41 @@ from glmjax.sharding import make_mesh
 
 log = logging.getLogger(__name__)
 
+MIN_CACHED_COMPILE_S = 0.3
+
 
 def cache_folder() -> Path:
     """Where glmjax keeps what it can make again: GLMJAX_CACHE, else ~/.cache/glmjax."""
     return Path(os.environ.get("GLMJAX_CACHE") or Path.home() / ".cache" / "glmjax")
 
 
-def mesh_for(config: MeshConfig, compile_cache: Path | None = None) -> Mesh:
-    """A mesh over GPUs, or with none over as many virtual CPU devices as it needs.
+def prepare(devices: int, compile_cache: Path | None = None) -> None:
+    """Set JAX up, before it is first used: enough virtual CPU devices, and where programs are kept.
 
-    Virtual devices can be made only before JAX is first used in a process.
+    What the process has chosen itself stays: a compile cache of its own, devices once JAX has run.
 
     Args:
-        compile_cache: folder where compiled programs are kept for the next start; None: nowhere.
+        devices: how many are wanted.
+        compile_cache: folder for compiled programs; None: one in `cache_folder()`.
+    """
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+        folder = compile_cache or cache_folder() / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_CACHED_COMPILE_S)
+    if jax.config.jax_num_cpu_devices < devices:  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            jax.config.update("jax_num_cpu_devices", devices)
+        except RuntimeError:
+            log.debug("JAX runs already; its CPU devices stay as they are")
+
+
+def mesh_for(config: MeshConfig) -> Mesh:
+    """A mesh over GPUs, or with none over as many virtual CPU devices as it needs.
 
     Raises:
         ConfigError: fewer devices than asked for.
     """
-    if compile_cache is not None:
-        jax.config.update("jax_compilation_cache_dir", str(compile_cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-    _allow_virtual_devices(config.size)
+    prepare(config.size)
     devices = jax.devices()
     on_cpu = devices[0].platform == "cpu"
     if on_cpu and len(devices) < config.size:
@@ -50,12 +64,3 @@ def mesh_for(config: MeshConfig, compile_cache: Path | None = None) -> Mesh:
     else:
         log.info("running on %d of %d x %s", config.size, len(devices), devices[0].device_kind)
     return mesh
-
-
-def _allow_virtual_devices(count: int) -> None:
-    """Ask for CPU devices; too late, and without effect, once JAX has been used."""
-    try:
-        if jax.config.jax_num_cpu_devices < count:  # pyright: ignore[reportAttributeAccessIssue]
-            jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:
-        log.debug("JAX runs already; its CPU devices stay as they are")

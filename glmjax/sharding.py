@@ -65,7 +65,7 @@ def named_sharding(mesh: Mesh, axes: Axes) -> NamedSharding:
 def shard_map(
     fn: Callable[..., Any], mesh: Mesh, in_axes: Any, out_axes: Any
 ) -> Callable[..., Any]:
-    """`jax.shard_map` with trees of logical axes in place of PartitionSpecs."""
+    """`jax.shard_map` over trees of logical axes, or of PartitionSpecs as `placement` gives."""
     return jax.shard_map(
         fn,
         mesh=mesh,
@@ -90,8 +90,15 @@ def tensor_index() -> jax.Array:
     return jax.lax.axis_index(TENSOR)
 
 
+def placement(arrays: Any) -> Any:
+    """The PartitionSpecs of a tree of arrays, real or abstract, on a mesh."""
+    return jax.tree.map(lambda array: array.sharding.spec, arrays)
+
+
 def _specs(tree: Any) -> Any:
-    return jax.tree.map(partition_spec, tree, is_leaf=is_axes)
+    return jax.tree.map(
+        lambda leaf: partition_spec(leaf) if is_axes(leaf) else leaf, tree, is_leaf=is_axes
+    )
 
 
 def is_axes(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Choosing experts: sigmoid scores, a correction bias that steers the choice but not the weights."""
+"""Choosing experts: sigmoid scores, and a bias that steers the choice but not the weights."""
 
 from __future__ import annotations
 

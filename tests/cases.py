@@ -56,6 +56,16 @@ CASES = {
 }
 
 
+SERVED_PROMPTS, SERVED_TOKENS = 16, 64
+
+
+def served_prompts(config: ModelConfig) -> list[list[int]]:
+    """The prompts whose greedy continuation the served model's golden holds, 3 to 90 tokens."""
+    rng = np.random.default_rng(SEED)
+    lengths = rng.integers(3, 90, SERVED_PROMPTS)
+    return [rng.integers(0, config.vocab_size, n).tolist() for n in lengths]
+
+
 def prompt_ids(config: ModelConfig, length: int = 24) -> np.ndarray:
     """The prompt whose logits the goldens hold, int32 [length]."""
     return np.random.default_rng(SEED).integers(0, config.vocab_size, length, np.int32)

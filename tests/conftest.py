@@ -2,6 +2,9 @@
 
 import os
 
+# Compiling is most of the suite's time; models are tiny, so slow code costs less than good code.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+
 import jax
 from hypothesis import settings
 

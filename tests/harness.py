@@ -36,41 +36,41 @@ class Forward:
         self.kv_axes = axes_tree(kv_specs(config, layers, PAGES, PAGE_SIZE, config.dtype))
         shape = (layers, PAGES, PAGE_SIZE, config.num_key_value_heads, config.head_dim)
         self.kv = KVPool(*(jnp.zeros(shape, config.dtype) for _ in "kv"))
+        self.graph = nnx.graphdef(Decoder(config))
         self.lens = {"main": 0, "mtp": 0}
+        axes = axes_tree(specs_of(Decoder(config)))
+        self.run_main = self._mapped(self._main_step, (axes, self.kv_axes, (None,), ()))
+        if mtp is not None:
+            self.mtp_graph = nnx.graphdef(MTP(config))
+            trees = (axes, axes_tree(specs_of(MTP(config))), self.kv_axes)
+            self.run_mtp = self._mapped(self._mtp_step, (*trees, (None,), (None, None), ()))
 
     def main(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The next tokens int32 [n] -> logits [n, V] and final hidden states [n, D]."""
-        graph = nnx.graphdef(Decoder(self.config))
-
-        def step(params, kv, ids, start):
-            decoder = nnx.merge(graph, nnx.State(params))
-            hidden, kv = decoder(ids, kv, self._batch(start, ids.shape[0]))
-            return kv, decoder.logits(hidden), hidden
-
-        axes = axes_tree(specs_of(Decoder(self.config)))
-        run = self._mapped(step, (axes, self.kv_axes, (None,), ()))
-        self.kv, logits, hidden = run(self.params, self.kv, jnp.asarray(ids), self.lens["main"])
+        arguments = self.params, self.kv, jnp.asarray(ids), self.lens["main"]
+        self.kv, logits, hidden = self.run_main(*arguments)
         self.lens["main"] += len(ids)
         return np.asarray(logits), np.asarray(hidden)
 
     def draft(self, ids: np.ndarray, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens that follow int32 [n], states [n, D] -> logits [n, V] and states [n, D]."""
-        graphs = nnx.graphdef(Decoder(self.config)), nnx.graphdef(MTP(self.config))
-
-        def step(params, mtp, kv, ids, hidden, start):
-            decoder = nnx.merge(graphs[0], nnx.State(params))
-            block = nnx.merge(graphs[1], nnx.State(mtp))
-            embedded = embed(ids, decoder.embed_tokens.get_value())
-            batch = self._batch(start, ids.shape[0])
-            hidden, kv = block(embedded, hidden, kv, batch, self.config.num_hidden_layers)
-            return kv, decoder.logits(hidden), hidden
-
-        trees = [axes_tree(specs_of(module(self.config))) for module in (Decoder, MTP)]
-        run = self._mapped(step, (*trees, self.kv_axes, (None,), (None, None), ()))
         arguments = jnp.asarray(ids), jnp.asarray(hidden), self.lens["mtp"]
-        self.kv, logits, hidden = run(self.params, self.mtp, self.kv, *arguments)
+        self.kv, logits, hidden = self.run_mtp(self.params, self.mtp, self.kv, *arguments)
         self.lens["mtp"] += len(ids)
         return np.asarray(logits), np.asarray(hidden)
+
+    def _main_step(self, params, kv, ids, start):
+        decoder = nnx.merge(self.graph, nnx.State(params))
+        hidden, kv = decoder(ids, kv, self._batch(start, ids.shape[0]))
+        return kv, decoder.logits(hidden), hidden
+
+    def _mtp_step(self, params, mtp, kv, ids, hidden, start):
+        decoder = nnx.merge(self.graph, nnx.State(params))
+        block = nnx.merge(self.mtp_graph, nnx.State(mtp))
+        embedded = embed(ids, decoder.embed_tokens.get_value())
+        batch = self._batch(start, ids.shape[0])
+        hidden, kv = block(embedded, hidden, kv, batch, self.config.num_hidden_layers)
+        return kv, decoder.logits(hidden), hidden
 
     def _mapped(self, step, in_axes):
         out_axes = (self.kv_axes, (None, None), (None, None))

@@ -6,7 +6,6 @@ tokenizer with GLM's special tokens, a chat template. Only the weights are noise
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 import zlib
@@ -277,7 +276,7 @@ def make_tokenizer(vocab_size: int) -> Tokenizer:
             f"vocab_size {vocab_size} cannot hold 256 bytes and {len(SPECIAL_TOKENS)} special "
             f"tokens; give {256 + len(SPECIAL_TOKENS)} or more, or write no tokenizer"
         )
-    merges = list(itertools.product(MERGED_LETTERS, repeat=2))[:spare]
+    merges = [(first, second) for first in MERGED_LETTERS for second in MERGED_LETTERS][:spare]
     vocab = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(vocab)}, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -304,8 +303,8 @@ def _write_tokenizer(folder: Path, config: ModelConfig) -> None:
 
 
 def _end_ids(vocab_size: int) -> tuple[int, ...]:
-    tokenizer = make_tokenizer(vocab_size)
-    return tuple(tokenizer.token_to_id(token) for token in END_TOKENS)
+    vocab = make_tokenizer(vocab_size).get_vocab()
+    return tuple(vocab[token] for token in END_TOKENS)
 
 
 def _check(config: ModelConfig, shards: int, dtype: str) -> None:

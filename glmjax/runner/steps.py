@@ -14,23 +14,22 @@ from jax.sharding import Mesh
 from glmjax.config import ModelConfig
 from glmjax.model.attention import make_batch
 from glmjax.model.decoder import Decoder
-from glmjax.model.spec import axes_tree
 from glmjax.runner.blob import Fields, unpack
 from glmjax.runner.sampling import sample
 from glmjax.runner.state import DeviceState
-from glmjax.sharding import shard_map
+from glmjax.sharding import placement, shard_map
 from glmjax.types import Bucket, Limits
 
 Step = Callable[[Any, DeviceState, jax.Array], tuple[DeviceState, jax.Array]]
 
 
 def make_step(
-    model: ModelConfig, limits: Limits, bucket: Bucket, mesh: Mesh, params: Any, state: DeviceState
+    model: ModelConfig, limits: Limits, bucket: Bucket, mesh: Mesh, params: Any, state: Any
 ) -> Step:
     """The step function of a bucket, over the whole mesh.
 
     Args:
-        params, state: trees of ParamSpec, for where their parts lie.
+        params, state: trees of arrays, real or abstract, for where their parts lie.
 
     Returns:
         step(params, state, blob int32 [groups, n]) -> (state, out int32 [groups, 2, rows]): row 0
@@ -44,12 +43,12 @@ def make_step(
         state, out = _group_step(decoder, state, fields, bucket, limits)
         return state, out[None]
 
-    state_axes = axes_tree(state)
+    state_specs = placement(state)
     return shard_map(
         step,
         mesh,
-        in_axes=(axes_tree(params), state_axes, ("groups", None)),
-        out_axes=(state_axes, ("groups", None, None)),
+        in_axes=(placement(params), state_specs, ("groups", None)),
+        out_axes=(state_specs, ("groups", None, None)),
     )
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from glmjax.types import Bucket
 
-MIN_CHUNK = 16
+MIN_CHUNK = 64
+SHORT_PROMPT = 16  # tokens a row in buckets for many rows
 
 
 def decode_buckets(slots: int) -> tuple[Bucket, ...]:
@@ -15,11 +16,11 @@ def decode_buckets(slots: int) -> tuple[Bucket, ...]:
 
 
 def prefill_buckets(slots: int, chunk: int) -> tuple[Bucket, ...]:
-    """16, 64, ... up to `chunk` tokens, each for one long row and for many short ones."""
+    """64, 256, ... up to `chunk` tokens, each for one long row and for many short ones."""
     shapes = {
         Bucket(rows, tokens, tokens)
         for tokens in _powers_of_4(min(MIN_CHUNK, chunk), chunk)
-        for rows in (1, min(slots, max(1, tokens // MIN_CHUNK)))
+        for rows in (1, min(slots, max(1, tokens // SHORT_PROMPT)))
     }
     return tuple(sorted(shapes, key=_cost))
 

@@ -74,6 +74,7 @@ class OutputStream:
         if request_id in self._open:
             self._open.discard(request_id)
             self._outputs = deque(o for o in self._outputs if o.request_id != request_id)
+            self._news.set()
             self._abort(request_id)
 
     def close(self) -> None:

@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import NamedTuple
 
 from glmjax.errors import InvalidRequestError
 from glmjax.server.engine_thread import EngineThread, OutputStream
@@ -45,7 +44,8 @@ class ChoiceSpec:
             raise InvalidRequestError("stop holds an empty string, which would end at once", "stop")
 
 
-class ChoiceDelta(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ChoiceDelta:
     """What became known of one choice.
 
     Attributes:

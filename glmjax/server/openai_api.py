@@ -6,16 +6,17 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from glmjax.errors import InvalidRequestError, ModelNotFoundError
 from glmjax.server import unserved
-from glmjax.server.collect import Finished, collect
+from glmjax.server.collect import NOTHING, Collected, collect
 from glmjax.server.frontend import ChoiceDelta, ChoiceSpec, Frontend, Generation
+from glmjax.server.http_context import FrontendOf
 from glmjax.server.http_streams import DONE, EventStream, event, until_disconnect
 from glmjax.server.json_response import JSONResponse
 from glmjax.server.openai_types import ChatRequest, CompletionRequest, SamplingRequest
@@ -53,14 +54,6 @@ COMPLETION = Shape(
     lambda text: {"text": text},
     lambda text: {"text": text},
 )
-
-
-def frontend_of(request: Request) -> Frontend:
-    """The app's front end."""
-    return request.app.state.frontend
-
-
-FrontendOf = Annotated[Frontend, Depends(frontend_of)]
 
 
 @router.post("/chat/completions")
@@ -145,39 +138,39 @@ class Answer:
     Attributes:
         shape: of its endpoint.
         head: fields of every object that is sent.
+        n: choices of each prompt.
         include_usage: a stream ends with its usage.
     """
 
     shape: Shape
     head: dict[str, Any]
+    n: int
     include_usage: bool
 
-    def whole(self, finished: list[Finished]) -> dict[str, Any]:
+    def whole(self, choices: list[Collected]) -> dict[str, Any]:
         """Everything at once."""
-        return {
-            **self.head,
-            "object": self.shape.object,
-            "choices": [
-                _choice(done.last, self.shape.whole(done.text), done.last.finish_reason)
-                for done in finished
-            ],
-            "usage": usage(finished),
-        }
+        words = [
+            _choice(choice.last, self.shape.whole(choice.text), choice.last.finish_reason)
+            for choice in choices
+        ]
+        tail = {"choices": words, "usage": usage(choices, self.n)}
+        return self.head | {"object": self.shape.object} | tail
 
     async def events(self, generation: Generation) -> AsyncIterator[bytes]:
         """The same piece by piece."""
-        finished = [Finished() for _ in range(generation.size)]
-        opening = self.shape.opening
-        for index in range(generation.size if opening else 0):
-            yield self._chunk({"index": index, **(opening or {}), "finish_reason": None})
+        choices = [Collected() for _ in range(generation.size)]
+        if self.shape.opening is not None:
+            for index in range(generation.size):
+                opening = replace(NOTHING, index=index)
+                yield self._chunk(_choice(opening, self.shape.opening, None))
         async for delta in generation:
-            finished[delta.index].add(delta)
+            choices[delta.index].add(delta)
             if delta.text:
                 yield self._chunk(_choice(delta, self.shape.piece(delta.text), None))
             if delta.finish_reason is not None:
                 yield self._chunk(_choice(delta, self.shape.piece(""), delta.finish_reason))
         if self.include_usage:
-            yield event(self._head() | {"choices": [], "usage": usage(finished)})
+            yield event(self._head() | {"choices": [], "usage": usage(choices, self.n)})
         yield DONE
 
     def _head(self) -> dict[str, Any]:
@@ -193,17 +186,16 @@ def _choice(delta: ChoiceDelta, words: dict[str, Any], end: str | None) -> dict[
     return {"index": delta.index, **words, "logprobs": None, "finish_reason": end} | matched
 
 
-def usage(finished: list[Finished]) -> dict[str, Any]:
+def usage(choices: list[Collected], n: int) -> dict[str, Any]:
     """Tokens counted; a prompt counts once, however many choices it has."""
-    prompts = {done.prompt: done.last for done in finished}
-    prompt_tokens = sum(last.prompt_tokens for last in prompts.values())
-    completion_tokens = sum(done.last.completion_tokens for done in finished)
-    cached = sum(last.cached_tokens for last in prompts.values())
+    prompt_tokens = sum(choice.last.prompt_tokens for choice in choices[::n])
+    cached_tokens = sum(choice.last.cached_tokens for choice in choices[::n])
+    completion_tokens = sum(choice.last.completion_tokens for choice in choices)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": cached},
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
 
 
@@ -216,10 +208,10 @@ async def _answer(
 ) -> Response:
     request_id = f"{shape.prefix}-{secrets.token_hex(12)}"
     head = {"id": request_id, "created": int(time.time()), "model": frontend.served.name}
-    answer = Answer(shape, head, body.include_usage)
+    answer = Answer(shape, head, body.n or 1, body.include_usage)
     generation = await frontend.generate(request_id, specs)
     if body.stream:
         return EventStream(generation, answer.events(generation))
     async with generation:
-        finished = await until_disconnect(request.receive, collect(generation))
-    return JSONResponse(answer.whole(finished))
+        choices = await until_disconnect(request.receive, collect(generation))
+    return JSONResponse(answer.whole(choices))

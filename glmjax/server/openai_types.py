@@ -17,7 +17,6 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     include_usage: bool | None = None
-    continuous_usage_stats: None = None
 
 
 class SamplingRequest(BaseModel):

@@ -131,9 +131,11 @@ def _message(message: Mapping[str, Any], index: int) -> dict[str, Any]:
 
 def _text(content: Any, where: str) -> str:
     """Content as a string: null is empty, parts of text are joined."""
-    parts = content if isinstance(content, list) else ["" if content is None else content]
-    texts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else p for p in parts]
-    if not all(isinstance(text, str) for text in texts):
+    if content is None or isinstance(content, str):
+        return content or ""
+    parts = content if isinstance(content, list) else [content]
+    texts = [p["text"] for p in parts if isinstance(p, dict) and isinstance(p.get("text"), str)]
+    if len(texts) < len(parts) or any(part.get("type") != "text" for part in parts):
         raise InvalidRequestError(
             f"{where}.content must be a string or a list of text parts; images, audio and files "
             "are not served",

@@ -280,7 +280,7 @@ def test_transformers_loads_it(tmp_path, config):
     from transformers import Glm4MoeForCausalLM
 
     synthetic.write_checkpoint(tmp_path, config)
-    model, report = Glm4MoeForCausalLM.from_pretrained(
+    model, report = Glm4MoeForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
         tmp_path, output_loading_info=True, dtype=torch.float32
     )
     assert not report["missing_keys"]

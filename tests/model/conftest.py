@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
+
 from cases import CASES, SEED
 from convert.hf_to_orbax import convert
-from glmjax.runner.weights import load, load_mtp
-
 from glmjax.bench.synthetic import write_checkpoint
 from glmjax.config import MeshConfig
+from glmjax.runner.weights import load, load_mtp
 from glmjax.sharding import make_mesh
 
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from cases import CASES, prompt_ids
-from harness import Forward
 from safetensors.numpy import load_file
 
+from cases import CASES, prompt_ids
 from glmjax.model.mtp import MTP
+from harness import Forward
 
 CONFIG = CASES["qk_norm"]
 TOLERANCE = 1e-4

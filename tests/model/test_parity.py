@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, GOLDENS, prompt_ids
-from harness import Forward
 
 import glmjax.model.attention
 import glmjax.model.layers
 import glmjax.model.moe
+from cases import CASES, GOLDENS, prompt_ids
+from harness import Forward
 from pallas_kernels import router
 from pallas_kernels.norm import rms_norm
 

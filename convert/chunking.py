@@ -1,0 +1,48 @@
+"""How stored arrays are cut into chunks, so that a device of any mesh reads about its part only."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from glmjax.config import ModelConfig
+from glmjax.model.spec import ParamSpec
+from glmjax.sharding import partition_spec
+
+MIN_CHUNK_BYTES = 1 << 18
+MAX_CHUNK_BYTES = 1 << 26
+_COMMON_PARTS = 16
+
+
+def tensor_parts(config: ModelConfig) -> int:
+    """Into how many parts to cut a sharded axis.
+
+    A tensor-parallel size divides the KV heads, so this many parts divide evenly over each of
+    them; 16 at least, for meshes that will repeat KV heads.
+    """
+    return math.lcm(_COMMON_PARTS, config.num_key_value_heads)
+
+
+def chunk_shape(spec: ParamSpec, parts: int) -> tuple[int, ...]:
+    """Cut the sharded axis into up to `parts`, then halve other axes of chunks too large.
+
+    Chunks below MIN_CHUNK_BYTES would cost more in files than they save in reading; those above
+    MAX_CHUNK_BYTES would cost memory. Every chunk divides the shape.
+    """
+    chunks = list(spec.shape)
+    item_bytes = np.dtype(spec.dtype).itemsize
+    for axis, mesh_axis in enumerate(partition_spec(spec.axes)):
+        if mesh_axis is not None:
+            chunks[axis] //= _pieces(chunks[axis], parts, spec.size_bytes)
+    for axis, extent in enumerate(chunks):
+        while math.prod(chunks) * item_bytes > MAX_CHUNK_BYTES and extent % 2 == 0:
+            extent = chunks[axis] = extent // 2
+    return tuple(chunks)
+
+
+def _pieces(extent: int, parts: int, size_bytes: int) -> int:
+    """The most pieces of at least MIN_CHUNK_BYTES, a divisor of `parts` and of `extent`."""
+    common = math.gcd(extent, parts)
+    most = max(1, size_bytes // MIN_CHUNK_BYTES)
+    return max(n for n in range(1, common + 1) if common % n == 0 and n <= most)

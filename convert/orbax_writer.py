@@ -1,0 +1,180 @@
+"""Writes a group of arrays as an Orbax checkpoint, in chunks of our choice and in little memory.
+
+Orbax would hold a whole group, copy it, and choose the chunks itself. Its documented extension, a
+TypeHandler for our own kind of leaf, lets us read an array from the source while the one before it
+is written; Orbax keeps the metadata and makes a finished group appear in one rename.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from orbax.checkpoint import type_handlers
+
+from convert.plan import Array
+from glmjax.checkpoint import StoredArray
+
+THREADS = 4
+TEMPORARY = "*.orbax-checkpoint-tmp*"
+
+Advance = Callable[[int], Any]
+
+
+class _Pools(NamedTuple):
+    readers: ThreadPoolExecutor
+    writers: ThreadPoolExecutor
+
+
+def write_group(folder: Path, arrays: Mapping[str, Array], advance: Advance) -> None:
+    """Write `arrays`, by key, as the Orbax checkpoint `folder`, which appears when it is whole.
+
+    Memory holds at most three of the arrays and THREADS chunks.
+
+    Args:
+        advance: told of bytes written, as they are.
+
+    Raises:
+        CheckpointError: a source file ended early.
+        OSError, ValueError: the disk refused.
+    """
+    with _pools() as pools, _quiet_orbax():
+        registry = type_handlers.create_type_handler_registry(
+            (Array, _ArrayHandler(pools, advance)), (jax.Array, type_handlers.ArrayHandler())
+        )
+        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=registry)
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(dict(arrays)))
+
+
+class _ArrayHandler(type_handlers.NumpyHandler):
+    """Streams an `Array` to disk; to whoever restores it, it is a numpy array like any other."""
+
+    def __init__(self, pools: _Pools, advance: Advance):
+        super().__init__()
+        self._pools = pools
+        self._advance = advance
+
+    async def serialize(
+        self,
+        values: Sequence[Any],
+        infos: Sequence[type_handlers.ParamInfo],
+        args: Sequence[ocp.SaveArgs] | None = None,
+    ) -> list[Any]:
+        """Write before returning, for the sake of memory. No futures are left."""
+        readers, writers = self._pools
+        for info, (stored, whole) in zip(infos, _read_ahead(values, readers), strict=True):
+            await info.await_path_creation()
+            folder = Path(info.parent_dir) / info.name
+            spec = _zarr_spec(folder, stored)
+            await ts.open(spec, create=True, context=info.ts_context)
+            _write_chunks(folder, stored, whole, writers, self._advance)
+        return []
+
+
+def _read_ahead(
+    arrays: Iterable[Array], readers: ThreadPoolExecutor
+) -> Iterator[tuple[StoredArray, np.ndarray]]:
+    """Read the arrays in turn, each while its predecessor is in use."""
+    upcoming = None
+    for array in arrays:
+        current, upcoming = upcoming, _start_reading(array, readers)
+        if current:
+            yield _finish_reading(*current)
+    if upcoming:
+        yield _finish_reading(*upcoming)
+
+
+def _start_reading(
+    array: Array, readers: ThreadPoolExecutor
+) -> tuple[StoredArray, np.ndarray, list[Future[None]]]:
+    whole = np.empty(array.stored.shape, array.stored.dtype)
+    fills = [readers.submit(piece.fill, whole[piece.index]) for piece in array.pieces]
+    return array.stored, whole, fills
+
+
+def _finish_reading(
+    stored: StoredArray, whole: np.ndarray, fills: list[Future[None]]
+) -> tuple[StoredArray, np.ndarray]:
+    for fill in fills:
+        fill.result()
+    return stored, whole
+
+
+def _write_chunks(
+    folder: Path,
+    stored: StoredArray,
+    whole: np.ndarray,
+    writers: ThreadPoolExecutor,
+    advance: Advance,
+) -> None:
+    """Write every chunk to its file: its elements in C order, which is all of zarr's raw form.
+
+    TensorStore, asked to write, would copy each chunk once more. These few buffers, used again and
+    again, are all the memory that it takes.
+    """
+    buffers: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
+    for _ in range(THREADS):
+        buffers.put(np.empty(stored.chunks, stored.dtype))
+
+    def write_chunk(name: str, start: tuple[int, ...]) -> None:
+        part = tuple(slice(s, s + n) for s, n in zip(start, stored.chunks, strict=True))
+        buffer = buffers.get()
+        try:
+            np.copyto(buffer, whole[part])
+            _write_file(folder / name, buffer)
+        finally:
+            buffers.put(buffer)
+
+    for _ in writers.map(write_chunk, stored.chunk_names(), stored.chunk_starts()):
+        advance(stored.chunk_bytes)
+
+
+def _write_file(file: Path, array: np.ndarray) -> None:
+    rest = array.reshape(-1).view(np.uint8).data
+    with open(file, "wb", buffering=0) as stream:
+        while rest:
+            rest = rest[stream.write(rest) :]
+        os.fsync(stream.fileno())
+
+
+def _zarr_spec(folder: Path, stored: StoredArray) -> dict[str, Any]:
+    return {
+        "driver": "zarr",
+        "kvstore": {"driver": "file", "path": f"{folder}/"},
+        "dtype": stored.dtype,
+        "metadata": {"shape": stored.shape, "chunks": stored.chunks, "compressor": None},
+    }
+
+
+@contextmanager
+def _pools() -> Iterator[_Pools]:
+    """Threads that drop what they have not begun when the work fails."""
+    pools = _Pools(ThreadPoolExecutor(THREADS), ThreadPoolExecutor(THREADS))
+    try:
+        yield pools
+    finally:
+        for pool in pools:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Orbax warns at every save that there is nothing of OCDBT, which is not used, to merge."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,170 @@
+"""What a conversion will write: every stored array, and where its parts come from."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import numpy as np
+
+from convert.check import Match, find_faults, match, orphan_scales
+from convert.chunking import chunk_shape, tensor_parts
+from convert.hf_reader import Source, Tensor, read_cast, read_dequantised, read_scales
+from convert.mapping import Index, is_ignored, mtp_prefix, places
+from convert.report import collapse, report
+from glmjax.checkpoint import Manifest, StoredArray, locate
+from glmjax.config import ModelConfig
+from glmjax.errors import CheckpointError
+from glmjax.model.decoder import Decoder
+from glmjax.model.mtp import MTP
+from glmjax.model.quant import QuantArray
+from glmjax.model.spec import ParamSpec, path_name, quantized, specs_of
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tensor's part of a stored array.
+
+    Attributes:
+        tensor: HF name.
+        index: its part of the array.
+        fill: reads it, cast or scaled as it must be, into an array of that part's shape.
+    """
+
+    tensor: str
+    index: Index
+    fill: Callable[[np.ndarray], None]
+
+
+@dataclass(frozen=True)
+class Array:
+    """A stored array and the pieces that make it up."""
+
+    stored: StoredArray
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole conversion.
+
+    Attributes:
+        manifest: what the folder will hold.
+        groups: group -> key within it -> array.
+        notes: what the user should know, a line each.
+    """
+
+    manifest: Manifest
+    groups: dict[str, dict[str, Array]]
+    notes: tuple[str, ...]
+
+
+def make_plan(source: Source, dtype: str | None = None) -> Plan:
+    """Check a checkpoint's headers and plan its conversion.
+
+    Args:
+        dtype: cast to "bfloat16" or "float32", and dequantise; None: keep what is stored.
+
+    Raises:
+        CheckpointError: one report of every tensor that is missing, unused, mis-shaped, of a wrong
+            dtype or unclear in its quantisation.
+    """
+    has_mtp, notes = _find_mtp(source)
+    config = replace(source.config, dtype=dtype or source.config.dtype)
+    specs = _flat_specs(config, has_mtp)
+    matches = match(source, places(config, specs), specs)
+    faults = find_faults(source, matches, dtype)
+    if faults:
+        raise CheckpointError(report(source.folder, faults))
+    by_leaf: dict[str, list[Match]] = defaultdict(list)
+    for m in matches:
+        by_leaf[m.place.leaf].append(m)
+    fp8 = tuple(leaf for leaf in specs if by_leaf[leaf][0].is_fp8 and dtype is None)
+    arrays = {
+        path: array
+        for leaf, parts in by_leaf.items()
+        for path, array in _leaf_arrays(leaf, parts, config, leaf in fp8).items()
+    }
+    stored = {path: array.stored for path, array in arrays.items()}
+    block = config.quant.block_size if config.quant else None
+    manifest = Manifest(config.dtype, has_mtp, fp8, block[1] if fp8 and block else None, stored)
+    return Plan(manifest, _by_group(arrays), notes + _orphan_notes(source, matches))
+
+
+def _find_mtp(source: Source) -> tuple[bool, tuple[str, ...]]:
+    """Whether the MTP block that the config claims is there, and what to say if not."""
+    config, prefix = source.config, mtp_prefix(source.config)
+    if config.num_nextn_predict_layers == 0:
+        return False, ()
+    if any(n.startswith(prefix) and not is_ignored(config, n) for n in source.tensors):
+        return True, ()
+    beside = sorted({f.name for f in source.folder.glob("*.safetensors")} - _names(source))
+    hint = f"; {', '.join(beside)} lies there, but the index does not name it" if beside else ""
+    return False, (
+        f"config.json claims an MTP block (num_nextn_predict_layers 1), but no tensor is named "
+        f"{prefix}*{hint}. Converting without it: the model will be served without drafting",
+    )
+
+
+def _names(source: Source) -> set[str]:
+    return {file.name for file in source.files}
+
+
+def _orphan_notes(source: Source, matches: list[Match]) -> tuple[str, ...]:
+    lines = collapse(orphan_scales(source, matches))
+    return tuple(f"{line} is left out: its weight is not FP8" for line in lines)
+
+
+def _flat_specs(config: ModelConfig, has_mtp: bool) -> dict[str, ParamSpec]:
+    tree = specs_of(Decoder(config)) | ({"mtp": specs_of(MTP(config))} if has_mtp else {})
+    return {path_name(path): spec for path, spec in jax.tree.leaves_with_path(tree)}
+
+
+def _leaf_arrays(
+    leaf: str, matches: list[Match], config: ModelConfig, keep_fp8: bool
+) -> dict[str, Array]:
+    """The stored arrays of a leaf: itself, or values and scales."""
+    spec = matches[0].spec
+    if not keep_fp8:
+        return {leaf: _array(spec, config, [(m, _cast_or_dequantise(m, config)) for m in matches])}
+    block = config.quant.block_size if config.quant else None
+    specs: QuantArray = quantized(spec, block[1] if block else None)
+    values = [(m, partial(read_cast, _found(m.tensor))) for m in matches]
+    block_rows = block[0] if block else 1
+    scales = [(m, partial(read_scales, _found(m.scale), block_rows)) for m in matches]
+    return {
+        f"{leaf}/values": _array(specs.values, config, values),
+        f"{leaf}/scale": _array(specs.scale, config, scales),
+    }
+
+
+def _cast_or_dequantise(m: Match, config: ModelConfig) -> Callable[[np.ndarray], None]:
+    if not m.is_fp8:
+        return partial(read_cast, _found(m.tensor))
+    block = config.quant.block_size if config.quant else None
+    return partial(
+        read_dequantised, _found(m.tensor), _found(m.scale), block or (1, m.hf_shape[-1])
+    )
+
+
+def _array(
+    spec: ParamSpec, config: ModelConfig, fills: list[tuple[Match, Callable[[np.ndarray], None]]]
+) -> Array:
+    stored = StoredArray(spec.shape, spec.dtype, chunk_shape(spec, tensor_parts(config)))
+    return Array(stored, tuple(Piece(m.place.tensor, m.place.index, fill) for m, fill in fills))
+
+
+def _found(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None, "a plan is made only of tensors that were found"
+    return tensor
+
+
+def _by_group(arrays: dict[str, Array]) -> dict[str, dict[str, Array]]:
+    groups: dict[str, dict[str, Array]] = defaultdict(dict)
+    for path, array in arrays.items():
+        group, key = locate(path)
+        groups[group][key] = array
+    return dict(groups)

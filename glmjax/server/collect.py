@@ -1,0 +1,43 @@
+"""A generation's deltas put together again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from glmjax.server.frontend import ChoiceDelta, Generation
+
+NOTHING = ChoiceDelta(0, "", (), None, None, 0, 0, 0)
+
+
+@dataclass
+class Collected:
+    """One choice as far as it is known.
+
+    Attributes:
+        token_ids: all its tokens.
+        last: its latest delta, with the counts.
+    """
+
+    token_ids: list[int] = field(default_factory=list)
+    last: ChoiceDelta = NOTHING
+    _pieces: list[str] = field(default_factory=list)
+
+    def add(self, delta: ChoiceDelta) -> None:
+        """Take in the next delta."""
+        self.token_ids += delta.token_ids
+        self.last = delta
+        self._pieces.append(delta.text)
+
+    @property
+    def text(self) -> str:
+        """All its text."""
+        self._pieces = ["".join(self._pieces)]
+        return self._pieces[0]
+
+
+async def collect(generation: Generation) -> list[Collected]:
+    """Every choice, by index, when all have ended."""
+    collected = [Collected() for _ in range(generation.size)]
+    async for delta in generation:
+        collected[delta.index].add(delta)
+    return collected

@@ -1,0 +1,71 @@
+"""The HTTP server: OpenAI's API and SGLang's own, on one uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from fastapi import FastAPI
+
+from glmjax.errors import ConfigError
+from glmjax.server import native_api, openai_api
+from glmjax.server.frontend import Frontend
+from glmjax.server.http_errors import add_error_handlers
+from glmjax.server.info import VERSION
+
+BACKLOG = 2048
+
+
+def create_app(frontend: Frontend) -> FastAPI:
+    """The application over a front end."""
+    app = FastAPI(title="glmjax", version=VERSION, docs_url=None, redoc_url=None)
+    app.state.frontend = frontend
+    app.include_router(openai_api.router)
+    app.include_router(native_api.router)
+    add_error_handlers(app)
+    return app
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one.
+
+    Raises:
+        ConfigError: the address is taken or not of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another --port"
+        ) from None
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its signal handlers: whoever owns the loop decides when to stop."""
+
+    def __init__(self, frontend: Frontend, grace_s: int = 5):
+        super().__init__(
+            uvicorn.Config(
+                create_app(frontend),
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=grace_s,
+            )
+        )
+        self.ready = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()

@@ -1,0 +1,146 @@
+"""SGLang's own HTTP API: /generate, tokenizing, health, information."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from glmjax.server import unserved
+from glmjax.server.collect import Collected, collect
+from glmjax.server.engine_thread import EngineState
+from glmjax.server.frontend import ChoiceSpec, Generation
+from glmjax.server.http_context import FrontendOf
+from glmjax.server.http_streams import DONE, EventStream, event, until_disconnect
+from glmjax.server.info import VERSION, server_info
+from glmjax.server.json_response import JSONResponse
+from glmjax.server.native_types import (
+    AbortRequest,
+    DetokenizeRequest,
+    GenerateRequest,
+    TokenizeRequest,
+)
+from glmjax.server.served import ServedModel
+from glmjax.types import FinishReason
+
+router = APIRouter()
+
+
+@router.post("/generate")
+@router.put("/generate", include_in_schema=False)
+async def generate(body: GenerateRequest, request: Request, frontend: FrontendOf) -> Response:
+    """Continue text or token ids, one or many; a stream repeats all of the text in each event."""
+    unserved.check_extra(body, unserved.GENERATE)
+    specs, batch = await asyncio.to_thread(_specs, body, frontend.served)
+    many = batch or len(specs) > 1
+    generation = await frontend.generate(body.rid or secrets.token_hex(16), specs)
+    if body.stream:
+        return EventStream(generation, _events(generation, many))
+    async with generation:
+        choices = await until_disconnect(request.receive, collect(generation))
+    answers = [_answer(generation.id, i, choice, many) for i, choice in enumerate(choices)]
+    return JSONResponse(answers if many else answers[0])
+
+
+def _specs(body: GenerateRequest, served: ServedModel) -> tuple[list[ChoiceSpec], bool]:
+    prompts, batch = body.prompts(served)
+    samplings = body.samplings(len(prompts))
+    pairs = zip(prompts, samplings, strict=True)
+    return [spec for ids, sampling in pairs for spec in sampling.specs(ids, served)], batch
+
+
+async def _events(generation: Generation, many: bool) -> AsyncIterator[bytes]:
+    choices = [Collected() for _ in range(generation.size)]
+    async for delta in generation:
+        choice = choices[delta.index]
+        choice.add(delta)
+        where = {"index": delta.index} if many else {}
+        yield event(_answer(generation.id, delta.index, choice, many) | where)
+    yield DONE
+
+
+def _answer(rid: str, index: int, choice: Collected, many: bool) -> dict[str, Any]:
+    last = choice.last
+    return {
+        "text": choice.text,
+        "output_ids": choice.token_ids,
+        "meta_info": {
+            "id": f"{rid}-{index}" if many else rid,
+            "finish_reason": _finish(choice),
+            "prompt_tokens": last.prompt_tokens,
+            "completion_tokens": last.completion_tokens,
+            "cached_tokens": last.cached_tokens,
+        },
+    }
+
+
+def _finish(choice: Collected) -> dict[str, Any] | None:
+    reason, matched = choice.last.finish_reason, choice.last.matched
+    details: dict[FinishReason, dict[str, Any]] = {
+        FinishReason.STOP: {"matched": matched},
+        FinishReason.LENGTH: {"length": choice.last.completion_tokens},
+        FinishReason.ABORT: {"message": "aborted"},
+    }
+    return None if reason is None else {"type": reason, **details[reason]}
+
+
+@router.post("/abort_request")
+async def abort_request(body: AbortRequest, frontend: FrontendOf) -> Response:
+    """End a request early, by the id it came with or was given."""
+    return JSONResponse({"aborted": frontend.abort(body.rid)})
+
+
+@router.post("/tokenize")
+async def tokenize(body: TokenizeRequest, frontend: FrontendOf) -> Response:
+    """Token ids of a text, or of each of several. No special token is added."""
+    served = frontend.served
+    texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    ids = await asyncio.to_thread(served.tokenizer.encode_batch, texts)
+    counts = [len(each) for each in ids]
+    one = isinstance(body.prompt, str)
+    return JSONResponse(
+        {
+            "tokens": ids[0] if one else ids,
+            "count": counts[0] if one else counts,
+            "max_model_len": served.max_seq_len,
+        }
+    )
+
+
+@router.post("/detokenize")
+async def detokenize(body: DetokenizeRequest, frontend: FrontendOf) -> Response:
+    """Text of token ids, or of each of several lists."""
+    served = frontend.served
+    one = not body.tokens or isinstance(body.tokens[0], int)
+    lists = cast("list[list[int]]", [body.tokens] if one else body.tokens)
+    for ids in lists:
+        served.check_prompt(ids)
+    texts = [served.tokenizer.decode(ids, body.skip_special_tokens) for ids in lists]
+    return JSONResponse({"text": texts[0] if one else texts})
+
+
+@router.get("/health")
+async def health(frontend: FrontendOf) -> Response:
+    """200 while requests are taken, else 503."""
+    state = frontend.engine.state
+    return JSONResponse({"status": state}, 200 if state is EngineState.RUNNING else 503)
+
+
+@router.get("/health_generate")
+async def health_generate(frontend: FrontendOf, request: Request) -> Response:
+    """200 once a token was generated."""
+    sampling = frontend.served.sampling(max_new_tokens=1, temperature=0.0)
+    spec = ChoiceSpec((frontend.served.eos_token_ids[:1] or (0,)), sampling)
+    async with await frontend.generate(f"health-{secrets.token_hex(8)}", [spec]) as generation:
+        await until_disconnect(request.receive, collect(generation))
+    return JSONResponse({"status": frontend.engine.state})
+
+
+@router.get("/get_server_info")
+async def get_server_info(frontend: FrontendOf) -> Response:
+    """What is served, within which limits, and how busy it is."""
+    return JSONResponse(server_info(frontend) | {"version": VERSION})

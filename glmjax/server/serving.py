@@ -1,0 +1,117 @@
+"""Both servers on one event loop, from the first listener to the last request drained."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from dataclasses import dataclass
+
+from glmjax.engine import Engine
+from glmjax.server.engine_thread import EngineThread
+from glmjax.server.frontend import Frontend
+from glmjax.server.grpc_server import grpc_server
+from glmjax.server.http_server import HttpServer, listen
+from glmjax.server.served import ServedModel
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Running:
+    """Servers that are up.
+
+    Attributes:
+        frontend: what they share.
+        http: the HTTP server's task; it ends only when it fails.
+        http_port, grpc_port: where they listen.
+    """
+
+    frontend: Frontend
+    http: asyncio.Task[None]
+    http_port: int
+    grpc_port: int
+
+
+@contextlib.asynccontextmanager
+async def running(
+    engine: Engine, served: ServedModel, host: str, port: int, grpc_port: int
+) -> AsyncIterator[Running]:
+    """Serve until left; leaving ends requests that still run. Port 0 takes a free one.
+
+    Raises:
+        ConfigError: an address is taken or not of this machine.
+    """
+    frontend = Frontend(EngineThread(engine), served)
+    with listen(host, port) as sock:
+        http = HttpServer(frontend)
+        async with grpc_server(frontend, host, grpc_port) as bound:
+            task = asyncio.create_task(http.serve(sockets=[sock]))
+            try:
+                await _first(http.ready.wait(), asyncio.shield(task))
+                frontend.engine.start()
+                yield Running(frontend, task, sock.getsockname()[1], bound)
+            finally:
+                await asyncio.to_thread(frontend.engine.close)
+                http.should_exit = True
+                await task
+
+
+async def serve(
+    engine: Engine,
+    served: ServedModel,
+    host: str = "127.0.0.1",
+    port: int = 30000,
+    grpc_port: int = 30001,
+    drain_timeout_s: float = 60.0,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and return. A second signal ends at once.
+
+    While it drains, the listeners stay up: health says unhealthy, new requests are refused, those
+    that run finish, at the latest after `drain_timeout_s`. Must be called in the main thread.
+
+    Raises:
+        ConfigError: an address is taken or not of this machine.
+    """
+    with _signals() as signals:
+        async with running(engine, served, host, port, grpc_port) as servers:
+            log.info(
+                "ready: %s at http://%s:%d/v1 (OpenAI) and grpc://%s:%d (SglangScheduler)",
+                *(served.name, host, servers.http_port, host, servers.grpc_port),
+            )
+            await _first(signals.get(), asyncio.shield(servers.http))
+            load = servers.frontend.engine.load()
+            log.info(
+                "draining: %d requests run or wait; at most %g s, a second signal ends at once",
+                *(load.running + load.waiting, drain_timeout_s),
+            )
+            await _first(signals.get(), servers.frontend.engine.drain(drain_timeout_s))
+    log.info("stopped")
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[asyncio.Queue[None]]:
+    """A queue that gets an item for each SIGTERM and SIGINT."""
+    loop, queue = asyncio.get_running_loop(), asyncio.Queue[None]()
+    kinds = (signal.SIGTERM, signal.SIGINT)
+    for kind in kinds:
+        loop.add_signal_handler(kind, queue.put_nowait, None)
+    try:
+        yield queue
+    finally:
+        for kind in kinds:
+            loop.remove_signal_handler(kind)
+
+
+async def _first(*awaitables: Awaitable[object]) -> None:
+    """Wait until one is done, and cancel the others. Raises what it raised."""
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()

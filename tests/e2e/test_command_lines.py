@@ -1,0 +1,52 @@
+"""What a user sees who gives a command something it cannot use."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+
+def test_help_is_worth_reading(run_command):
+    for program in ("serve.py", "convert/hf_to_orbax.py"):
+        done = run_command(program, "--help")
+        assert done.returncode == 0
+        assert "example" in done.stdout.lower()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mesh", "0x2"], "mesh 0x2: both axes must be 1 or more"),
+        (["--mesh", "8by2"], "expected N (tensor parallel N) or DxT"),
+        (["--mesh", "3"], "does not divide num_key_value_heads 8"),
+        (["--kv-cache-gib", "0.000001"], "give it more memory"),
+        (["--page-size", "0"], "page_size 0 must be 1 or more"),
+    ],
+)
+def test_serve_refuses_what_cannot_work(run_command, converted, arguments, message):
+    done = run_command("serve.py", "--model", converted, *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_serve_wants_a_converted_folder(run_command, converted, tmp_path):
+    hf = converted.with_name("hf")
+    cases = {hf: "convert/hf_to_orbax.py", tmp_path / "none": "is not a folder"}
+    for folder, message in cases.items():
+        done = run_command("serve.py", "--model", folder)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_serve_names_a_damaged_file(run_command, converted, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(converted, broken)
+    data = max((broken / "params").rglob("*"), key=lambda f: f.is_file() and f.stat().st_size)
+    data.write_bytes(data.read_bytes()[:100])
+    done = run_command("serve.py", "--model", broken)
+    assert done.returncode == 1
+    assert str(broken) in done.stderr
+    assert "Traceback" not in done.stderr

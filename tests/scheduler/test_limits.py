@@ -1,0 +1,57 @@
+"""What a deployment can hold."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glmjax.bench.synthetic import default_config
+from glmjax.config import CacheConfig, MeshConfig, ModelConfig, SchedulerConfig
+from glmjax.errors import ConfigError
+from glmjax.scheduler.limits import make_limits
+
+MODEL = default_config()  # 4 layers x 2 x 8 heads x 32 dims x 4 bytes = 8,192 bytes a token
+
+
+def test_every_request_at_full_length_when_memory_allows():
+    limits = make_limits(MODEL, MeshConfig(2, 4), CacheConfig(16), SchedulerConfig(5))
+    assert (limits.groups, limits.slots, limits.page_size) == (2, 3, 16)
+    assert limits.pages == 3 * 256 + 1
+    assert limits.max_seq_len == 4096
+    assert limits.decode_buckets[-1].rows == 3
+    assert max(bucket.tokens for bucket in limits.prefill_buckets) == 256
+
+
+@given(st.integers(2, 600), st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 16]))
+def test_pages_fill_the_memory_of_a_device_and_no_more(pages, tensor, page_size):
+    page_bytes = 8192 * page_size // tensor
+    cache = CacheConfig(page_size, memory_bytes=pages * page_bytes + page_bytes - 1)
+    limits = make_limits(MODEL, MeshConfig(1, tensor), cache, SchedulerConfig())
+    assert limits.pages == pages
+    assert limits.max_seq_len == min(4096, (pages - 1) * page_size)
+
+
+def test_the_longest_sequence_is_the_least_of_what_is_asked_held_and_trained():
+    def longest(num_pages: int, asked: int | None) -> int:
+        scheduler = SchedulerConfig(max_seq_len=asked)
+        return make_limits(MODEL, MeshConfig(), CacheConfig(16, num_pages), scheduler).max_seq_len
+
+    assert [longest(9, None), longest(9, 100), longest(999, 9999)] == [128, 100, 4096]
+
+
+def test_chunks_are_no_longer_than_a_sequence():
+    limits = make_limits(MODEL, MeshConfig(), CacheConfig(16, num_pages=3), SchedulerConfig())
+    assert max(bucket.tokens for bucket in limits.prefill_buckets) == 32
+
+
+def test_too_little_memory_for_one_page_of_a_sequence():
+    cache = CacheConfig(16, memory_bytes=2 * 8192 * 16 - 1)
+    with pytest.raises(ConfigError, match="a KV page takes 131072 bytes a device, but the pool"):
+        make_limits(MODEL, MeshConfig(), cache, SchedulerConfig())
+
+
+def test_a_mesh_that_does_not_divide():
+    model = ModelConfig.from_name("zai-org/GLM-4.5")
+    with pytest.raises(ConfigError, match="tensor parallel 3 does not divide"):
+        make_limits(model, MeshConfig(1, 3), CacheConfig(), SchedulerConfig())

@@ -1,0 +1,170 @@
+"""Every refusal: the status, the shape, and the field that is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from live import Live
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+HI = {"messages": [{"role": "user", "content": "hi"}]}
+HELLO = {"prompt": "hello"}
+LONG = {"prompt": list(range(100)) * 50}
+
+
+def post(server: Live, path: str, body: Any) -> tuple[int, dict[str, Any]]:
+    with server.http as client:
+        response = client.post(path, json=body)
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    return response.status_code, error
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "words"),
+    [
+        (CHAT, {}, "messages", "required"),
+        (CHAT, {"messages": "hi"}, "messages", "list"),
+        (CHAT, {"messages": [{"role": "robot"}]}, "messages", "'robot'"),
+        (CHAT, HI | {"temperature": -1}, "temperature", "0 or more"),
+        (CHAT, HI | {"temperature": "hot"}, "temperature", "number"),
+        (CHAT, HI | {"top_p": 0}, "top_p", "above 0"),
+        (CHAT, HI | {"top_k": 0}, "top_k", "-1"),
+        (CHAT, HI | {"max_tokens": 0}, "max_new_tokens", "1 or more"),
+        (CHAT, HI | {"max_tokens": 100_000}, "max_tokens", "at most"),
+        (CHAT, HI | {"n": 0}, "n", "between 1"),
+        (CHAT, HI | {"n": 1000}, "n", "between 1"),
+        (CHAT, HI | {"stop": ["a", ""]}, "stop", "empty"),
+        (CHAT, HI | {"stop": 3}, "stop.str", "string"),
+        (CHAT, HI | {"max_tokn": 3}, "max_tokn", "unknown field"),
+        (CHAT, HI | {"stream_options": {"x": 1}}, "stream_options.x", "not permitted"),
+        (CHAT, HI | {"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs", "tools"),
+        (CHAT, {"messages": [{"role": "user", "content": "\ud800"}]}, None, "Unicode"),
+        (COMPLETIONS, {}, "prompt", "required"),
+        (COMPLETIONS, {"prompt": []}, "prompt", "empty"),
+        (COMPLETIONS, {"prompt": ""}, "prompt", "empty"),
+        (COMPLETIONS, {"prompt": [1, 512]}, "prompt", "512"),
+        (COMPLETIONS, {"prompt": [[1], [-1]]}, "prompt", "-1"),
+        (COMPLETIONS, LONG, "prompt", "5000 tokens"),
+        (COMPLETIONS, {"prompt": ["a", [1]]}, "prompt.str", "string"),
+        ("/generate", {}, "text", "either text or input_ids"),
+        ("/generate", {"text": "a", "input_ids": [1]}, "text", "either"),
+        ("/generate", {"input_ids": []}, "text", "empty"),
+        ("/generate", {"input_ids": [[]]}, "prompt", "empty"),
+        ("/generate", {"text": "a", "sampling_params": {"top_p": 3}}, "top_p", "at most 1"),
+        (
+            "/generate",
+            {"text": ["a", "b"], "sampling_params": [{}]},
+            "sampling_params",
+            "1 sampling_params for 2 prompts",
+        ),
+        ("/generate", {"text": "a", "rid": "x\ny"}, "request_id", "not printable"),
+        (
+            "/generate",
+            {"text": "a", "sampling_params": {"json_schema": "{}"}},
+            "sampling_params.json_schema",
+            "not served",
+        ),
+        ("/tokenize", {}, "prompt", "required"),
+        ("/detokenize", {"tokens": [9999]}, "prompt", "9999"),
+        ("/abort_request", {"rid": "a", "all": True}, "all", "not permitted"),
+    ],
+)
+def test_bad_requests(server: Live, path: str, body: dict, param: str | None, words: str):
+    status, error = post(server, path, body)
+    assert (status, error["type"], error["code"]) == (400, "invalid_request_error", None)
+    assert error["param"] == param
+    assert words in error["message"]
+
+
+UNSERVED: list[tuple[str, dict, str, Any]] = [
+    (CHAT, HI, "frequency_penalty", 0.5),
+    (CHAT, HI, "presence_penalty", -1),
+    (CHAT, HI, "repetition_penalty", 1.1),
+    (CHAT, HI, "min_p", 0.1),
+    (CHAT, HI, "min_tokens", 4),
+    (CHAT, HI, "logit_bias", {"5": 1}),
+    (CHAT, HI, "logprobs", True),
+    (CHAT, HI, "top_logprobs", 2),
+    (CHAT, HI, "tools", [{"type": "function", "function": {"name": "f"}}]),
+    (CHAT, HI, "tool_choice", "required"),
+    (CHAT, HI, "response_format", {"type": "json_object"}),
+    (CHAT, HI, "regex", "a+"),
+    (CHAT, HI, "lora_path", "x"),
+    (CHAT, HI, "continue_final_message", True),
+    (COMPLETIONS, HELLO, "echo", True),
+    (COMPLETIONS, HELLO, "logprobs", 0),
+    (COMPLETIONS, HELLO, "best_of", 2),
+    (COMPLETIONS, HELLO, "suffix", "x"),
+    ("/generate", {"text": "a"}, "return_logprob", True),
+    ("/generate", {"text": "a"}, "image_data", "x"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "field", "value"), UNSERVED)
+def test_what_is_not_served_is_named(server: Live, path: str, body: dict, field: str, value: Any):
+    status, error = post(server, path, body | {field: value})
+    assert (status, error["param"]) == (400, field)
+    assert f"{field} is not served yet" in error["message"]
+
+
+NEUTRAL = {
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0,
+    "repetition_penalty": 1.0,
+    "min_p": 0,
+    "logit_bias": None,
+    "response_format": {"type": "text"},
+    "user": "someone",
+    "metadata": {"a": "b"},
+    "best_of": 1,
+    "regex": None,
+    "max_tokens": 2,
+}
+NEUTRAL_CHAT = {"tools": [], "tool_choice": "none", "logprobs": False, "top_logprobs": None}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, HI | NEUTRAL | NEUTRAL_CHAT),
+        (COMPLETIONS, HELLO | NEUTRAL | {"echo": False, "logprobs": None}),
+        ("/generate", {"text": "a", "return_logprob": False, "sampling_params": {"min_p": 0.0}}),
+    ],
+)
+def test_neutral_values_are_accepted(server: Live, path: str, body: dict):
+    with server.http as client:
+        assert client.post(path, json=body).status_code == 200
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_another_model(server: Live, path: str):
+    status, error = post(
+        server,
+        path,
+        HI | HELLO | {"model": "gpt-4"} if path == CHAT else HELLO | {"model": "gpt-4"},
+    )
+    assert (status, error["code"], error["param"]) == (404, "model_not_found", "model")
+    assert "'tiny-glm' is" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nope", 404), ("GET", CHAT, 405), ("POST", "/health", 405)],
+)
+def test_no_such_place(server: Live, method: str, path: str, status: int):
+    with server.http as client:
+        response = client.request(method, path)
+    assert response.status_code == status
+    assert path in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[1]", b'"x"', b"\xff"])
+def test_bodies_that_are_no_json_object(server: Live, data: bytes):
+    with server.http as client:
+        response = client.post(CHAT, content=data, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "invalid_request_error"

@@ -1,0 +1,81 @@
+"""What the servers read from a model folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glmjax.bench.synthetic import make_tokenizer
+from glmjax.errors import CheckpointError, ConfigError, InvalidRequestError
+from glmjax.server.served import ServedModel
+
+
+@pytest.fixture
+def folder(model_folder: Path, tmp_path: Path) -> Path:
+    """A copy to change, without weights."""
+    ignored = shutil.ignore_patterns("*.safetensors*")
+    return Path(shutil.copytree(model_folder, tmp_path / "copy", ignore=ignored))
+
+
+def generation_config(folder: Path, **values: Any) -> ServedModel:
+    (folder / "generation_config.json").write_text(json.dumps(values))
+    return ServedModel.load(folder)
+
+
+def test_names_and_lengths(folder: Path):
+    served = ServedModel.load(folder)
+    assert (served.name, served.max_seq_len) == ("copy", 4096)
+    served = ServedModel.load(folder, name="glm", max_seq_len=100)
+    assert (served.name, served.max_seq_len) == ("glm", 100)
+
+
+def test_end_tokens_come_from_the_generation_config_first(folder: Path):
+    assert generation_config(folder, eos_token_id=[7, 8]).eos_token_ids == (7, 8)
+    assert generation_config(folder, eos_token_id=9).eos_token_ids == (9,)
+    (folder / "generation_config.json").unlink()
+    served = ServedModel.load(folder)
+    assert served.eos_token_ids == served.config.eos_token_ids != ()
+
+
+def test_explicit_sampling_wins_over_defaults(folder: Path):
+    served = generation_config(folder, temperature=0.6, top_p=0.9, top_k=0)
+    sampling = served.sampling(temperature=0.0, top_p=None, max_new_tokens=5)
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.0, 0.9, -1)
+    assert sampling.max_new_tokens == 5
+    assert json.loads(served.default_sampling_json) == {
+        "temperature": 0.6,
+        "top_p": 0.9,
+        "top_k": -1,
+    }
+
+
+def test_impossible_defaults(folder: Path):
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: top_p is 2"):
+        generation_config(folder, top_p=2)
+    with pytest.raises(CheckpointError, match=r"generation_config\.json"):
+        generation_config(folder, temperature="warm")
+
+
+def test_a_tokenizer_of_another_model(folder: Path):
+    make_tokenizer(600).save(str(folder / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match=r"ids up to 599.*vocab_size is 512"):
+        ServedModel.load(folder)
+
+
+def test_missing_files(folder: Path):
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json does not exist"):
+        ServedModel.load(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"config\.json does not exist"):
+        ServedModel.load(folder)
+
+
+def test_without_a_chat_template(folder: Path):
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(InvalidRequestError, match="no chat template"):
+        ServedModel.load(folder).chat_prompt([{"role": "user", "content": "hi"}])
