@@ -102,6 +102,7 @@ def read_into(tensor: Tensor, out: np.ndarray) -> None:
     """
     with open(tensor.file, "rb", buffering=0) as file:
         offset = tensor.offset
+        os.posix_fadvise(file.fileno(), offset, tensor.size_bytes, os.POSIX_FADV_WILLNEED)
         for block in _contiguous_blocks(out):
             _read_block(file.fileno(), tensor, offset, block)
             offset += block.nbytes

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,8 @@ from orbax.checkpoint import type_handlers
 from convert.plan import Array
 from glmjax.checkpoint import StoredArray
 
-THREADS = 4
+THREADS = 2
+BLOCK_BYTES = 1 << 17
 TEMPORARY = "*.orbax-checkpoint-tmp*"
 
 Advance = Callable[[int], Any]
@@ -39,7 +40,7 @@ class _Pools(NamedTuple):
 def write_group(folder: Path, arrays: Mapping[str, Array], advance: Advance) -> None:
     """Write `arrays`, by key, as the Orbax checkpoint `folder`, which appears when it is whole.
 
-    Memory holds at most three of the arrays and THREADS chunks.
+    Memory holds at most three of the arrays.
 
     Args:
         advance: told of bytes written, as they are.
@@ -118,34 +119,33 @@ def _write_chunks(
     writers: ThreadPoolExecutor,
     advance: Advance,
 ) -> None:
-    """Write every chunk to its file: its elements in C order, which is all of zarr's raw form.
-
-    TensorStore, asked to write, would copy each chunk once more. These few buffers, used again and
-    again, are all the memory that it takes.
-    """
-    buffers: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
-    for _ in range(THREADS):
-        buffers.put(np.empty(stored.chunks, stored.dtype))
+    """Write every chunk to its file: its elements in C order, which is all of zarr's raw form."""
 
     def write_chunk(name: str, start: tuple[int, ...]) -> None:
         part = tuple(slice(s, s + n) for s, n in zip(start, stored.chunks, strict=True))
-        buffer = buffers.get()
-        try:
-            np.copyto(buffer, whole[part])
-            _write_file(folder / name, buffer)
-        finally:
-            buffers.put(buffer)
+        with open(folder / name, "wb", buffering=0) as stream:
+            for block in _blocks(whole[part]):
+                _write_all(stream, np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
+            os.fsync(stream.fileno())
 
     for _ in writers.map(write_chunk, stored.chunk_names(), stored.chunk_starts()):
         advance(stored.chunk_bytes)
 
 
-def _write_file(file: Path, array: np.ndarray) -> None:
-    rest = array.reshape(-1).view(np.uint8).data
-    with open(file, "wb", buffering=0) as stream:
-        while rest:
-            rest = rest[stream.write(rest) :]
-        os.fsync(stream.fileno())
+def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Parts of about BLOCK_BYTES, in C order: small enough to be copied within a CPU's cache."""
+    if array.nbytes <= BLOCK_BYTES:
+        yield array
+        return
+    rows = max(1, BLOCK_BYTES // array[0].nbytes)
+    for start in range(0, len(array), rows):
+        part = array[start : start + rows]
+        yield from [part] if rows > 1 or array.ndim == 1 else _blocks(part[0])
+
+
+def _write_all(stream: FileIO, rest: memoryview) -> None:
+    while rest:
+        rest = rest[stream.write(rest) :]
 
 
 def _zarr_spec(folder: Path, stored: StoredArray) -> dict[str, Any]:

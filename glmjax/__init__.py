@@ -13,7 +13,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from glmjax.build import build
     from glmjax.config import CacheConfig, MeshConfig, ModelConfig, SchedulerConfig
     from glmjax.engine import Engine
     from glmjax.errors import GlmjaxError
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from glmjax.types import FinishReason, Request, RequestOutput, SamplingParams
 
 _HOMES = {
-    "build": "glmjax.build",
     "CacheConfig": "glmjax.config",
     "MeshConfig": "glmjax.config",
     "ModelConfig": "glmjax.config",
@@ -50,7 +48,6 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "SchedulerConfig",
-    "build",
     "generate",
 ]
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from glmjax.build import build
 from glmjax.config import CacheConfig, MeshConfig, SchedulerConfig
 from glmjax.errors import InvalidRequestError
+from glmjax.scheduler.admission import new_token_bound
 from glmjax.server.served import ServedModel
 from glmjax.text.detokenizer import Detokenizer
 from glmjax.types import FinishReason, Request, RequestOutput, SamplingParams
@@ -96,12 +97,15 @@ class LLM:
         one, batch = as_batch(prompts)
         params = self._params(sampling)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if "" in stops:
+            raise InvalidRequestError("stop holds an empty string, which would end at once", "stop")
         requests = [
             Request(str(i), tuple(self._encode(prompt, chat_template_kwargs or {})), params)
             for i, prompt in enumerate(batch)
         ]
         for request in requests:
             self._served.check_prompt(request.prompt_ids)
+            new_token_bound(request, self._engine.limits)
         results = self._run(requests, stops, progress)
         return results[0] if one else results
 
@@ -179,7 +183,7 @@ class _Text:
 
 def is_chat(prompt: Any) -> bool:
     """Whether a prompt is a list of chat messages."""
-    return not isinstance(prompt, str) and bool(len(prompt)) and isinstance(prompt[0], Mapping)
+    return isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], Mapping)
 
 
 def as_batch(prompts: Any) -> tuple[bool, list[Any]]:
@@ -190,11 +194,11 @@ def as_batch(prompts: Any) -> tuple[bool, list[Any]]:
     """
     if isinstance(prompts, str) or is_chat(prompts):
         return True, [prompts]
-    items = list(prompts)
-    if items and all(isinstance(item, int) for item in items):
-        return True, [items]
-    if all(isinstance(item, Sequence) for item in items):
-        return False, items
+    if isinstance(prompts, list | tuple):
+        if prompts and all(isinstance(item, int) for item in prompts):
+            return True, [prompts]
+        if all(isinstance(item, str | list | tuple) for item in prompts):
+            return False, list(prompts)
     raise InvalidRequestError(
         "prompts must be a string, chat messages, token ids, or a list of those", "prompts"
     )

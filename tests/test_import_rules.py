@@ -8,8 +8,11 @@ import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+import glmjax
 
 ROOT = Path(__file__).parents[1]
 BASE = {"errors", "config", "types"}
@@ -35,8 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runner": BASE | {"checkpoint", "sharding", "model", "pallas_kernels"},
     # where both meet
     "build": BASE | {"checkpoint", "devices", "engine", "runner", "scheduler", "server"},
-    "generate": BASE | {"build", "engine", "server", "text"},
-    "glmjax": BASE | {"engine", "generate"},
+    "llm": BASE | {"build", "engine", "server", "text"},
+    "glmjax": BASE | {"engine", "llm"},
     # command lines
     "convert": BASE | {"checkpoint", "model", "sharding"},
     "serve": BASE | {"bench", "build", "convert", "devices", "server"},
@@ -182,6 +185,13 @@ def test_host_rooms_import_on_a_machine_without_jax():
 def test_every_row_of_the_table_is_a_room():
     rooms = {room_of(file.with_suffix("").parts) for file in product_files(ROOT)}
     assert rooms == MAY_IMPORT.keys()
+
+
+def test_exported_names_exist_and_are_no_modules():
+    values = {name: getattr(glmjax, name) for name in glmjax.__all__}
+    assert not [name for name, value in values.items() if isinstance(value, ModuleType)]
+    # or else what a name means would depend on what was imported before
+    assert not [name for name in values if (ROOT / "glmjax" / f"{name}.py").exists()]
 
 
 # The checker itself

@@ -48,7 +48,7 @@ class OutputStream:
         self._open = set(request_ids)
         self._abort = abort
         self._outputs: deque[RequestOutput] = deque()
-        self._error: GlmjaxError | None = None
+        self._error: Exception | None = None
         self._news = asyncio.Event()
 
     def __aiter__(self) -> OutputStream:
@@ -88,7 +88,7 @@ class OutputStream:
             self._outputs.append(output)
             self._news.set()
 
-    def fail(self, error: GlmjaxError) -> None:
+    def fail(self, error: Exception) -> None:
         """End the stream with an error, after what it already holds; on the stream's loop."""
         self._error = error
         self._news.set()
@@ -255,7 +255,9 @@ class EngineThread:
             for request in requests:
                 self._engine.add(request)
                 added.append(request.id)
-        except GlmjaxError as error:
+        except Exception as error:  # told to the caller: one odd request must not end the rest
+            if not isinstance(error, GlmjaxError):
+                log.exception("the engine could not take a request")
             for request_id in added:
                 self._engine.abort(request_id)
             self._forget(request.id for request in requests)

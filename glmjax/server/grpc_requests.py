@@ -13,6 +13,8 @@ from glmjax.server.frontend import ChoiceDelta, ChoiceSpec, choices
 from glmjax.types import SamplingParams
 
 # Fields that are not served, with the values that ask for nothing. proto3 cannot tell unset from 0.
+# Free to be anything: no_stop_trim and spaces_between_special_tokens are about text, which the
+# client makes of our ids; require_reasoning is about grammars, which are refused.
 NEUTRAL_SAMPLING: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),

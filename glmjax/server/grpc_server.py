@@ -91,7 +91,7 @@ class SchedulerServicer(pb_grpc.SglangSchedulerServicer):
                     for response in responses(request, delta, choices[delta.index]):
                         await context.write(response)
         except GlmjaxError as error:
-            await _abort(context, error)
+            await _refuse(context, request.request_id, error)
 
     async def Abort(  # noqa: N802
         self, request: pb.AbortRequest, context: grpc.aio.ServicerContext
@@ -187,9 +187,11 @@ async def _unserved(request: Any, context: grpc.aio.ServicerContext) -> NoReturn
     await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{what} is not served yet")
 
 
-async def _abort(context: grpc.aio.ServicerContext, error: GlmjaxError) -> NoReturn:
+async def _refuse(
+    context: grpc.aio.ServicerContext, request_id: str, error: GlmjaxError
+) -> NoReturn:
     status = next(status for cls, status in STATUS.items() if isinstance(error, cls))
-    log.info("Generate: %s, %s", status.name, error)
+    log.info("%r: %s, %s", request_id, status.name, error)
     await context.abort(status, str(error))
 
 

@@ -56,7 +56,13 @@ def error_body(error: GlmjaxError) -> dict[str, Any]:
 def _body(
     message: str, type_: str, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
-    return {"error": {"message": message, "type": type_, "param": param, "code": code}}
+    words = {"message": _valid(message), "type": type_, "param": param and _valid(param)}
+    return {"error": words | {"code": code}}
+
+
+def _valid(text: str) -> str:
+    """`text` without halves of surrogate pairs, which JSON can bring but no answer can hold."""
+    return text.encode("utf-8", "replace").decode()
 
 
 async def _glmjax_error(request: Request, error: Exception) -> Response:

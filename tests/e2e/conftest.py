@@ -1,121 +1,16 @@
-"""A real server process on a converted checkpoint."""
+"""A converted checkpoint, and the processes of tests/processes.py."""
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 
 from cases import SEED
 from glmjax.bench.synthetic import default_config, write_checkpoint
+from processes import environment, run_command, start_server
 
-ROOT = Path(__file__).parents[2]
-START_TIMEOUT_S = 240
-
-
-@dataclass
-class Server:
-    """A server that answers."""
-
-    process: subprocess.Popen[str]
-    port: int
-    grpc_port: int
-    log: Path
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def stop(self, kind: signal.Signals = signal.SIGTERM) -> int:
-        """Signal it and wait for its end; the exit status."""
-        self.process.send_signal(kind)
-        return self.process.wait(60)
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
-
-
-@pytest.fixture(scope="session")
-def environment(tmp_path_factory) -> dict[str, str]:
-    """Of processes that tests start: a cache of their own, so that runs do not meet."""
-    return os.environ | {
-        "GLMJAX_CACHE": str(tmp_path_factory.mktemp("cache")),
-        "PYTHONWARNINGS": "error::DeprecationWarning:glmjax",
-        "PYTHONUNBUFFERED": "1",
-    }
-
-
-@pytest.fixture(scope="session")
-def run_command(environment):
-    """Run one of the project's programs to its end."""
-
-    def run(*arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, *map(str, arguments)],
-            cwd=ROOT,
-            env=environment | more,
-            capture_output=True,
-            text=True,
-            timeout=START_TIMEOUT_S,
-        )
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def start_server(environment, tmp_path_factory):
-    """Start serve.py with arguments; a context manager that gives the `Server`."""
-
-    @contextmanager
-    def start(*arguments: str | Path) -> Iterator[Server]:
-        port, grpc_port = free_ports(2)
-        log = tmp_path_factory.mktemp("log") / "serve.log"
-        ports = ("--port", str(port), "--grpc-port", str(grpc_port))
-        with log.open("w") as file:
-            process = subprocess.Popen(
-                [sys.executable, "serve.py", *map(str, arguments), *ports],
-                cwd=ROOT,
-                env=environment,
-                stderr=file,
-                text=True,
-            )
-        server = Server(process, port, grpc_port, log)
-        try:
-            wait_until_ready(server)
-            yield server
-        finally:
-            process.kill()
-            process.wait()
-
-    return start
-
-
-def wait_until_ready(server: Server) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and server.process.poll() is None:
-        try:
-            if httpx.get(f"{server.url}/health").status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    raise AssertionError(f"the server did not start:\n{server.log.read_text()}")
+__all__ = ["environment", "run_command", "start_server"]
 
 
 @pytest.fixture(scope="session")

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 import threading
 
-import grpc
 import httpx
 import numpy as np
 import openai
 import pytest
-from smg_grpc_proto.generated import sglang_scheduler_pb2 as pb
-from smg_grpc_proto.generated import sglang_scheduler_pb2_grpc as rpc
 
 import glmjax
 from cases import GOLDENS, served_prompts
+from clients import ask_all
 from glmjax.bench.synthetic import default_config
 from glmjax.text.tokenizer import Tokenizer
 
@@ -36,47 +33,8 @@ def server(start_server, converted):
         yield server
 
 
-async def through_grpc(port: int, ids: list[int]) -> list[int]:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        params = pb.SamplingParams(temperature=0, max_new_tokens=64, ignore_eos=True)
-        request = pb.GenerateRequest(
-            request_id=str(ids),
-            tokenized=pb.TokenizedInput(input_ids=ids),
-            sampling_params=params,
-            stream=True,
-        )
-        chunks, complete = [], None
-        async for response in rpc.SglangSchedulerStub(channel).Generate(request):
-            chunks += response.chunk.token_ids
-            complete = response.complete
-        assert complete is not None
-        assert list(complete.output_ids) == chunks
-        assert complete.finish_reason == "length"
-        return chunks
-
-
-async def through_openai(client: openai.AsyncOpenAI, ids: list[int]) -> str:
-    answer = await client.completions.create(
-        model="tiny",
-        prompt=ids,
-        max_tokens=64,
-        temperature=0,
-        extra_body={"ignore_eos": True},
-    )
-    assert answer.usage is not None
-    assert answer.usage.completion_tokens == 64
-    return answer.choices[0].text
-
-
 def test_all_clients_at_once_get_what_transformers_generates(server, greedy, converted):
-    async def ask() -> tuple[list[list[int]], list[str]]:
-        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
-            ids = [through_grpc(server.grpc_port, p) for p in PROMPTS]
-            texts = [through_openai(client, p) for p in PROMPTS]
-            done = await asyncio.gather(*ids, *texts)
-        return done[: len(PROMPTS)], done[len(PROMPTS) :]
-
-    token_ids, texts = asyncio.run(ask())
+    token_ids, texts = ask_all(server.port, server.grpc_port, PROMPTS)
     assert token_ids == greedy
     tokenizer = Tokenizer.from_folder(converted)
     assert texts == [tokenizer.decode(tokens) for tokens in greedy]

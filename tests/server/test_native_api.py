@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_a_stream_repeats_all_of_the_text(server: Live):
     whole = generate(server, input_ids=[5, 6, 7], rid="x")
     seen = events(server, input_ids=[5, 6, 7], rid="x")
     assert seen[-1] == whole
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in itertools.pairwise(seen):
         assert before["meta_info"]["finish_reason"] is None
         assert after["output_ids"][: len(before["output_ids"])] == before["output_ids"]
         assert after["text"].startswith(before["text"])

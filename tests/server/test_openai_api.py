@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -245,8 +246,6 @@ def test_models(server: Live):
 
 
 def test_the_models_own_defaults(served: ServedModel):
-    from dataclasses import replace
-
     with (
         live(replace(served, default_sampling={"temperature": 0.0})) as server,
         server.openai as client,
