@@ -101,8 +101,8 @@ def read_into(tensor: Tensor, out: np.ndarray) -> None:
         CheckpointError: the file ended early.
     """
     with open(tensor.file, "rb", buffering=0) as file:
+        _announce(file.fileno(), tensor)
         offset = tensor.offset
-        os.posix_fadvise(file.fileno(), offset, tensor.size_bytes, os.POSIX_FADV_WILLNEED)
         for block in _contiguous_blocks(out):
             _read_block(file.fileno(), tensor, offset, block)
             offset += block.nbytes
@@ -113,6 +113,12 @@ def read_array(tensor: Tensor) -> np.ndarray:
     out = np.empty(tensor.shape, tensor.dtype)
     read_into(tensor, out)
     return out
+
+
+def _announce(descriptor: int, tensor: Tensor) -> None:
+    """Let the system fetch the whole tensor at once; read a piece at a time, a disk idles."""
+    if hasattr(os, "posix_fadvise"):  # not on macOS
+        os.posix_fadvise(descriptor, tensor.offset, tensor.size_bytes, os.POSIX_FADV_WILLNEED)
 
 
 def _contiguous_blocks(array: np.ndarray) -> Iterator[np.ndarray]:

@@ -25,6 +25,7 @@ from convert.partial import (
     copy_files,
     disk_errors,
     done_groups,
+    fingerprint,
     finish,
     open_partial,
 )
@@ -32,7 +33,13 @@ from convert.plan import Plan, make_plan
 from convert.progress import Progress, shown, silent
 from convert.verify import Verified
 from convert.verify import verify as verify_plan
-from glmjax.checkpoint import MANIFEST, PARAMS, Manifest, open_converted, read_manifest
+from glmjax.checkpoint import (
+    MANIFEST,
+    PARAMS,
+    Manifest,
+    open_converted,
+    partial_path,
+)
 from glmjax.errors import GlmjaxError
 
 logger = logging.getLogger("convert.hf_to_orbax")
@@ -72,15 +79,16 @@ def convert(
     check_target(target, overwrite)
     for note in plan.notes:
         logger.warning("%s", note)
-    with open_partial(target, checkpoint, dtype) as (folder, note):
+    with (
+        disk_errors(partial_path(target), _group_bytes(plan)),
+        open_partial(target, fingerprint(checkpoint, plan.manifest)) as (folder, note),
+    ):
         if note:
             logger.info("%s", note)
-        sizes = [(folder / PARAMS / group, size) for group, size in _group_bytes(plan).items()]
-        with disk_errors(folder, sizes):
-            if "tokenizer.json" not in copy_files(checkpoint.folder, folder):
-                logger.warning("%s has no tokenizer.json: text cannot be served", source)
-            _write_groups(plan, folder, progress)
-            finish(folder, target, plan.manifest)
+        if "tokenizer.json" not in copy_files(checkpoint.folder, folder):
+            logger.warning("%s has no tokenizer.json: text cannot be served", source)
+        _write_groups(plan, folder, progress)
+        finish(folder, target, plan.manifest)
     return plan.manifest
 
 
@@ -90,13 +98,11 @@ def verify(source: str | Path, target: str | Path, *, progress: Progress = silen
     Raises:
         CheckpointError: tensors differ (all of them named), or either cannot be read.
     """
-    target = Path(target)
-    manifest = read_manifest(target)
-    dtype = None if manifest.quantized else manifest.dtype
+    converted = open_converted(Path(target).absolute())
+    dtype = None if converted.manifest.quantized else converted.manifest.dtype
     plan = make_plan(open_source(source), dtype)
-    open_converted(target)
     with progress("verifying", sum(_group_bytes(plan).values())) as advance:
-        return verify_plan(plan, target.absolute(), manifest, advance)
+        return verify_plan(plan, converted, advance)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,9 +26,10 @@ from orbax.checkpoint import type_handlers
 from convert.plan import Array
 from glmjax.checkpoint import StoredArray
 
-THREADS = 2
+THREADS = 4
 BLOCK_BYTES = 1 << 17
 TEMPORARY = "*.orbax-checkpoint-tmp*"
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 
 Advance = Callable[[int], Any]
 
@@ -47,9 +49,9 @@ def write_group(folder: Path, arrays: Mapping[str, Array], advance: Advance) -> 
 
     Raises:
         CheckpointError: a source file ended early.
-        OSError, ValueError: the disk refused.
+        OSError: the disk refused.
     """
-    with _pools() as pools, _quiet_orbax():
+    with _pools() as pools, _quiet_orbax(), _system_errors():
         registry = type_handlers.create_type_handler_registry(
             (Array, _ArrayHandler(pools, advance)), (jax.Array, type_handlers.ArrayHandler())
         )
@@ -166,6 +168,18 @@ def _pools() -> Iterator[_Pools]:
     finally:
         for pool in pools:
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _system_errors() -> Iterator[None]:
+    """TensorStore raises ValueErrors for what the system says; make them OSErrors again."""
+    try:
+        yield
+    except ValueError as error:
+        code = _OS_ERROR.search(str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
 @contextmanager

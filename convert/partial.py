@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from glmjax.checkpoint import (
     CONVERSION,
     MANIFEST,
     PARAMS,
-    VERSION,
     Manifest,
     partial_path,
     write_manifest,
@@ -54,8 +53,11 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def open_partial(target: Path, source: Source, dtype: str | None) -> Iterator[tuple[Path, str]]:
+def open_partial(target: Path, wanted: dict[str, Any]) -> Iterator[tuple[Path, str]]:
     """Make, or go on with, the folder in which a conversion to `target` works. Locks it.
+
+    Args:
+        wanted: the `fingerprint`; what was made from another one is removed.
 
     Yields:
         The folder, and a line about what was found there, or "".
@@ -73,19 +75,18 @@ def open_partial(target: Path, source: Source, dtype: str | None) -> Iterator[tu
     folder.mkdir(parents=True, exist_ok=True)
     with open(file, "a+", encoding="utf-8") as state:
         _lock(state.fileno(), folder)
-        note = _resume_or_clear(folder, state, fingerprint(source, dtype))
+        note = _resume_or_clear(folder, state, wanted)
         yield folder, note
 
 
-def fingerprint(source: Source, dtype: str | None) -> dict[str, Any]:
-    """What must be the same for a conversion to go on: config, index, files, dtype and layout."""
+def fingerprint(source: Source, manifest: Manifest) -> dict[str, Any]:
+    """What must be the same for a conversion to go on: the source, and what is to be written."""
     stats = {file.name: file.stat() for file in source.files}
     return {
-        "layout": VERSION,
-        "dtype": dtype,
         "config": _digest(source.folder / "config.json"),
         "index": _digest(source.folder / INDEX),
         "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
+        "manifest": hashlib.sha256(repr(manifest).encode()).hexdigest(),
     }
 
 
@@ -122,38 +123,33 @@ def finish(folder: Path, target: Path, manifest: Manifest) -> None:
 def check_space(folder: Path, needed_bytes: int) -> None:
     """Raise CheckpointError unless the disk of `folder` has room for `needed_bytes`."""
     if shutil.disk_usage(folder).free < needed_bytes:
-        raise CheckpointError(_disk_full(folder, needed_bytes))
+        raise CheckpointError(_disk_full(folder, os.strerror(errno.ENOSPC), needed_bytes))
 
 
 @contextmanager
-def disk_errors(folder: Path, groups_bytes: Iterable[tuple[Path, int]]) -> Iterator[None]:
-    """Turn what the system and TensorStore say about a full disk into a CheckpointError.
+def disk_errors(folder: Path, group_bytes: dict[str, int]) -> Iterator[None]:
+    """Say of a full disk how much is still to be written and how much is free.
 
     Args:
-        groups_bytes: the groups to write in all, and their sizes.
+        folder: where the conversion works.
+        group_bytes: sizes of all groups.
     """
     try:
         yield
-    except (OSError, ValueError) as error:
-        if not _is_disk_full(error):
+    except OSError as error:
+        if error.errno not in _FULL:
             raise
-        needed = sum(size for path, size in groups_bytes if not path.exists())
-        raise CheckpointError(_disk_full(folder, needed)) from error
+        groups = folder / PARAMS
+        needed = sum(size for group, size in group_bytes.items() if not (groups / group).exists())
+        raise CheckpointError(_disk_full(folder, str(error.strerror), needed)) from error
 
 
-def _is_disk_full(error: BaseException) -> bool:
-    """TensorStore puts the errno's name into the text of a ValueError."""
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return True
-    return any(f"{errno.errorcode[code]}]" in str(error) for code in _FULL)
-
-
-def _disk_full(folder: Path, needed_bytes: int) -> str:
-    free = shutil.disk_usage(folder).free
+def _disk_full(folder: Path, reason: str, needed_bytes: int) -> str:
+    place = folder if folder.exists() else folder.parent
     return (
-        f"the disk of {folder} is full: {needed_bytes:,} bytes are still to be written, {free:,} "
-        "are free (a quota may allow less). Make room and run the same command again; it goes on "
-        "where it stopped"
+        f"cannot write to {folder}: {reason}. {needed_bytes:,} bytes are still to be written, "
+        f"{shutil.disk_usage(place).free:,} are free on that disk. Make room and run the same "
+        "command again; it goes on where it stopped"
     )
 
 
@@ -172,7 +168,7 @@ def _resume_or_clear(folder: Path, state: Any, wanted: dict[str, Any]) -> str:
     text = state.read()
     wanted_text = json.dumps(wanted, indent=1) + "\n"
     if text == wanted_text:
-        return f"going on with {folder}"
+        return f"going on with what is in {folder}" if (folder / PARAMS).exists() else ""
     for path in folder.iterdir():
         if path.name != CONVERSION:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 
 from convert.plan import Array, Piece, Plan
 from convert.report import collapse
-from glmjax.checkpoint import PARAMS, Manifest
+from glmjax.checkpoint import PARAMS, Converted, StoredArray, check_files
 from glmjax.errors import CheckpointError
 
 
@@ -22,20 +22,24 @@ class Verified(NamedTuple):
     size_bytes: int
 
 
-def verify(plan: Plan, folder: Path, manifest: Manifest, advance: Callable[[int], Any]) -> Verified:
-    """Compare `folder` with what `plan` would write, bit for bit, a group in memory at a time.
+def verify(plan: Plan, converted: Converted, advance: Callable[[int], Any]) -> Verified:
+    """Compare a folder with what `plan` would write, bit for bit, a group in memory at a time.
 
     Args:
-        plan: made from the source, with the dtype of `manifest`.
+        plan: made from the source, with the dtype that is stored.
         advance: told of bytes compared.
 
     Raises:
         CheckpointError: tensors differ, all of them named; or the folder cannot be read.
     """
-    if manifest != plan.manifest:
+    folder = converted.folder
+    others = _other_arrays(plan.manifest.arrays, converted.manifest.arrays)
+    if others:
         raise CheckpointError(
-            f"{folder} was not made from this checkpoint: {_difference(plan, manifest)}"
+            f"{folder} was not made from this checkpoint: {len(others)} arrays have no counterpart "
+            f"of their shape and dtype there, such as {others[0]}"
         )
+    check_files(converted, plan.groups)
     wrong = [
         name
         for group, arrays in plan.groups.items()
@@ -52,10 +56,10 @@ def verify(plan: Plan, folder: Path, manifest: Manifest, advance: Callable[[int]
     return Verified(len(tensors), sum(array.size_bytes for array in arrays))
 
 
-def _difference(plan: Plan, manifest: Manifest) -> str:
-    ours, theirs = plan.manifest.arrays, manifest.arrays
-    paths = [p for p in sorted(ours | theirs) if ours.get(p) != theirs.get(p)]
-    return f"it differs at {', '.join(paths[:5]) or 'dtype, MTP block or quantised leaves'}"
+def _other_arrays(ours: dict[str, StoredArray], theirs: dict[str, StoredArray]) -> list[str]:
+    """Paths whose shape or dtype differ, or that only one side has."""
+    kinds = [{path: (a.shape, a.dtype) for path, a in arrays.items()} for arrays in (ours, theirs)]
+    return sorted({path for path, _ in kinds[0].items() ^ kinds[1].items()})
 
 
 def _wrong_tensors(

@@ -25,7 +25,7 @@ Programs = dict[Bucket, jax.stages.Compiled]
 MAX_COMPILERS = 8  # each holds a whole program in memory
 
 # XLA's CPU compiler would lift the conversion of a whole bf16 KV pool out of the attention loop.
-CPU_OPTIONS = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
+CPU_OPTIONS: dict[str, str | bool] = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 
 
 def lower_step(
@@ -40,16 +40,20 @@ def lower_step(
 def compile_all(
     model: ModelConfig, limits: Limits, mesh: Mesh, params: Any, state: Any
 ) -> Programs:
-    """Compile every bucket of `limits`, several at a time, with a progress bar on a terminal."""
+    """Compile every bucket of `limits`, several at a time; a bar on a terminal, else lines."""
     began = time.monotonic()
     buckets = (*limits.decode_buckets, *limits.prefill_buckets)
     options = CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None
+    programs: Programs = {}
     with ThreadPoolExecutor(min(MAX_COMPILERS, os.cpu_count() or 1)) as pool:
         running = {}
         for bucket in buckets:
             lowered = lower_step(model, limits, bucket, mesh, params, state)
             running[pool.submit(lowered.compile, compiler_options=options)] = bucket
-        done = tqdm(as_completed(running), "compiling", len(running), unit="shape", disable=None)
-        programs = {running[future]: future.result() for future in done}
-    log.info("compiled %d step shapes in %.1f s", len(programs), time.monotonic() - began)
+        bar = tqdm(as_completed(running), "compiling", len(running), unit="shape", disable=None)
+        for future in bar:
+            programs[running[future]] = future.result()
+            if bar.disable:
+                log.info("compiled %d of %d step shapes", len(programs), len(buckets))
+    log.info("compiling took %.1f s", time.monotonic() - began)
     return programs

@@ -144,13 +144,13 @@ class Scheduler:
 
     def _plan_decode(self) -> StepPlan | None:
         groups: list[list[tuple[Sequence, Row]]] = [[] for _ in self._pools]
-        for sequence in list(self._running):
+        # In order of arrival: who is preempted below is the latest, so has no row yet.
+        for sequence in sorted(self._running, key=lambda s: s.arrival):
             if sequence.state is State.RUNNING and sequence.decoding:
                 pages = self._grow(sequence)
                 if pages is not None:
                     groups[sequence.group].append((sequence, decode_row(sequence, pages)))
-        rows = [[pair for pair in g if pair[0].state is State.RUNNING] for g in groups]
-        return self._launch(rows, prefill=False)
+        return self._launch(groups, prefill=False)
 
     def _launch(self, groups: list[list[tuple[Sequence, Row]]], prefill: bool) -> StepPlan | None:
         if not any(groups):

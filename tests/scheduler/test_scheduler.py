@@ -72,6 +72,9 @@ def check_accounting(scheduler: Scheduler) -> None:
         assert sorted(held + pool._free) == list(range(1, scheduler.limits.pages))
         slots = [s.slot for s in scheduler._running if s.group == group]
         assert sorted(slots + scheduler._free_slots[group]) == list(range(scheduler.limits.slots))
+    for s in scheduler._running:
+        assert s.new_len <= s.planned_new <= s.max_new_tokens
+        assert s.planned_len <= len(s.pages) * scheduler.limits.page_size
     launched = {id(s) for step in scheduler._in_flight for group in step for s in group}
     running = {id(s) for s in scheduler._running}
     assert launched <= running, "a launched step writes to pages that were freed"
@@ -168,6 +171,22 @@ def test_preemption_recomputes_and_changes_nothing():
         preempted += sum(1 for _, s in engine._scheduler._waiting._heap if id(s) in before)
     assert preempted > 0
     assert collected.tokens == {r.id: alone(r, 40)[0] for r in sent}
+
+
+@given(steps=st.integers(0, 20), gone=st.sets(st.integers(0, 14)))
+def test_who_came_first_is_served_first_whoever_gives_up(steps, gone):
+    engine = Engine(FakeRunner(make_limits(slots=1), VOCAB))
+    collected = Collected()
+    for i in range(15):
+        engine.add(request(str(i), 3, 2))
+    for _ in range(steps):
+        collected.take(engine.step())
+    for i in gone:
+        engine.abort(str(i))
+    while engine.has_work():
+        collected.take(engine.step())
+    ended = [int(r) for r, why in collected.reasons.items() if why is not FinishReason.ABORT]
+    assert ended == sorted(ended)
 
 
 def test_decode_goes_on_while_a_long_prompt_is_computed():
