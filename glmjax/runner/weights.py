@@ -96,13 +96,15 @@ def _restore_groups(
 ) -> dict[str, jax.Array]:
     arrays: dict[str, jax.Array] = {}
     start = last = time.monotonic()
-    for count, (group, paths) in enumerate(groups.items(), 1):
-        folder = converted.folder.absolute() / PARAMS / group
-        restored = _restore_group(folder, {key: targets[path] for key, path in paths.items()})
-        arrays |= {path: restored[key] for key, path in paths.items()}
-        if time.monotonic() - last > _LOG_EVERY_S:
-            last = time.monotonic()
-            logger.info("%s: %d of %d groups restored", converted.folder, count, len(groups))
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        for count, (group, paths) in enumerate(groups.items(), 1):
+            folder = converted.folder.absolute() / PARAMS / group
+            wanted = {key: targets[path] for key, path in paths.items()}
+            restored = _restore_group(checkpointer, folder, wanted)
+            arrays |= {path: restored[key] for key, path in paths.items()}
+            if time.monotonic() - last > _LOG_EVERY_S:
+                last = time.monotonic()
+                logger.info("%s: %d of %d groups restored", converted.folder, count, len(groups))
     jax.block_until_ready(arrays)
     size = sum(array.nbytes for array in arrays.values())
     elapsed = time.monotonic() - start
@@ -110,19 +112,19 @@ def _restore_groups(
     return arrays
 
 
-def _restore_group(folder: Path, targets: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def _restore_group(
+    checkpointer: ocp.Checkpointer, folder: Path, targets: dict[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
     restore_args = ocp.checkpoint_utils.construct_restore_args(targets)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        try:
-            restored = checkpointer.restore(
-                folder, args=ocp.args.PyTreeRestore(item=targets, restore_args=restore_args)
-            )
-        except jax.errors.JaxRuntimeError:
-            raise  # a device out of memory says nothing about the files
-        except Exception as error:  # Orbax raises bare Exceptions for files it cannot read
-            cause = error.__cause__ or error
-            raise CheckpointError(f"{folder} cannot be read: {cause}; convert again") from error
-    return restored
+    try:
+        return checkpointer.restore(
+            folder, args=ocp.args.PyTreeRestore(item=targets, restore_args=restore_args)
+        )
+    except jax.errors.JaxRuntimeError:
+        raise  # a device out of memory says nothing about the files
+    except Exception as error:  # Orbax raises bare Exceptions for files it cannot read
+        cause = error.__cause__ or error
+        raise CheckpointError(f"{folder} cannot be read: {cause}; convert again") from error
 
 
 def _check_shapes(converted: Converted, shapes: dict[str, tuple[int, ...]]) -> None:

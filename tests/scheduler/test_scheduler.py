@@ -168,6 +168,7 @@ def test_preemption_recomputes_and_changes_nothing():
     while engine.has_work():
         before = {id(s): s.slot for s in engine._scheduler._running}
         collected.take(engine.step())
+        check_accounting(engine._scheduler)
         preempted += sum(1 for _, s in engine._scheduler._waiting._heap if id(s) in before)
     assert preempted > 0
     assert collected.tokens == {r.id: alone(r, 40)[0] for r in sent}
