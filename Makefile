@@ -33,8 +33,9 @@ lint: .venv/.installed  ## ruff and pyright
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 .venv/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "glmjax needs Python 3.11 or later, but $(PYTHON) is $$($(PYTHON) --version 2>&1)." >&2; \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  found=$$($(PYTHON) --version 2>&1) || found="not there"; \
+	  echo "glmjax needs Python 3.11 or later, but $(PYTHON) is $$found." >&2; \
 	  echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
 	@echo "Installing glmjax and its tools into .venv (about a minute, once) ..."
 	@$(PYTHON) -m venv .venv

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import signal
 import sys
 from pathlib import Path
+from typing import Any, NoReturn
 
 import jax
 
@@ -110,15 +113,24 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     _log_to_stderr()
     jax.config.update("jax_platforms", "cpu")  # leave GPUs to those who need them
+    previous = signal.signal(signal.SIGINT, _interrupted)
     try:
         _run(args)
-    except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on where it stopped", file=sys.stderr)
-        return INTERRUPTED
     except (GlmjaxError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    finally:
+        signal.signal(signal.SIGINT, previous)
     return 0
+
+
+def _interrupted(signum: int, frame: Any) -> NoReturn:
+    """Stop at once. Nothing needs tidying: a killed conversion is resumable at any moment.
+
+    An exception instead would surface anywhere, in Orbax's event loop too, which loses it.
+    """
+    os.write(2, b"\ninterrupted: the same command goes on where it stopped\n")
+    os._exit(INTERRUPTED)
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -35,8 +35,11 @@ Advance = Callable[[int], Any]
 
 
 class _Pools(NamedTuple):
+    """Threads of their own for each, so that none waits for what another has queued."""
+
     readers: ThreadPoolExecutor
     writers: ThreadPoolExecutor
+    syncers: ThreadPoolExecutor
 
 
 def write_group(folder: Path, arrays: Mapping[str, Array], advance: Advance) -> None:
@@ -75,13 +78,18 @@ class _ArrayHandler(type_handlers.NumpyHandler):
         args: Sequence[ocp.SaveArgs] | None = None,
     ) -> list[Any]:
         """Write before returning, for the sake of memory. No futures are left."""
-        readers, writers = self._pools
-        for info, (stored, whole) in zip(infos, _read_ahead(values, readers), strict=True):
+        syncs: list[Future[None]] = []
+        arrays = _read_ahead(values, self._pools.readers)
+        for info, (stored, whole) in zip(infos, arrays, strict=True):
             await info.await_path_creation()
             folder = Path(info.parent_dir) / info.name
             spec = _zarr_spec(folder, stored)
             await ts.open(spec, create=True, context=info.ts_context)
-            _write_chunks(folder, stored, whole, writers, self._advance)
+            for file in _write_chunks(folder, stored, whole, self._pools.writers):
+                syncs.append(self._pools.syncers.submit(_sync, file))
+                self._advance(stored.chunk_bytes)
+        for sync in syncs:
+            sync.result()
         return []
 
 
@@ -115,23 +123,18 @@ def _finish_reading(
 
 
 def _write_chunks(
-    folder: Path,
-    stored: StoredArray,
-    whole: np.ndarray,
-    writers: ThreadPoolExecutor,
-    advance: Advance,
-) -> None:
+    folder: Path, stored: StoredArray, whole: np.ndarray, writers: ThreadPoolExecutor
+) -> Iterator[Path]:
     """Write every chunk to its file: its elements in C order, which is all of zarr's raw form."""
 
-    def write_chunk(name: str, start: tuple[int, ...]) -> None:
+    def write_chunk(name: str, start: tuple[int, ...]) -> Path:
         part = tuple(slice(s, s + n) for s, n in zip(start, stored.chunks, strict=True))
         with open(folder / name, "wb", buffering=0) as stream:
             for block in _blocks(whole[part]):
                 _write_all(stream, np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
-            os.fsync(stream.fileno())
+        return folder / name
 
-    for _ in writers.map(write_chunk, stored.chunk_names(), stored.chunk_starts()):
-        advance(stored.chunk_bytes)
+    return writers.map(write_chunk, stored.chunk_names(), stored.chunk_starts())
 
 
 def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
@@ -150,6 +153,15 @@ def _write_all(stream: FileIO, rest: memoryview) -> None:
         rest = rest[stream.write(rest) :]
 
 
+def _sync(file: Path) -> None:
+    """Wait until a file is on the disk, so that a finished group is whole after a crash too."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _zarr_spec(folder: Path, stored: StoredArray) -> dict[str, Any]:
     return {
         "driver": "zarr",
@@ -162,7 +174,7 @@ def _zarr_spec(folder: Path, stored: StoredArray) -> dict[str, Any]:
 @contextmanager
 def _pools() -> Iterator[_Pools]:
     """Threads that drop what they have not begun when the work fails."""
-    pools = _Pools(ThreadPoolExecutor(THREADS), ThreadPoolExecutor(THREADS))
+    pools = _Pools(*(ThreadPoolExecutor(THREADS) for _ in _Pools._fields))
     try:
         yield pools
     finally:

@@ -15,8 +15,8 @@ from glmjax.model.attention import KVPool, kv_specs, make_batch
 from glmjax.model.decoder import Decoder
 from glmjax.model.layers import embed
 from glmjax.model.mtp import MTP
-from glmjax.model.spec import axes_tree, specs_of
-from glmjax.sharding import shard_map
+from glmjax.model.spec import axes_tree
+from glmjax.sharding import placement, shard_map
 
 PAGE_SIZE, PAGES = 4, 24
 # pages in no order: nothing may rely on neighbours
@@ -38,11 +38,11 @@ class Forward:
         self.kv = KVPool(*(jnp.zeros(shape, config.dtype) for _ in "kv"))
         self.graph = nnx.graphdef(Decoder(config))
         self.lens = {"main": 0, "mtp": 0}
-        axes = axes_tree(specs_of(Decoder(config)))
+        axes = placement(params)
         self.run_main = self._mapped(self._main_step, (axes, self.kv_axes, (None,), ()))
         if mtp is not None:
             self.mtp_graph = nnx.graphdef(MTP(config))
-            trees = (axes, axes_tree(specs_of(MTP(config))), self.kv_axes)
+            trees = (axes, placement(mtp), self.kv_axes)
             self.run_mtp = self._mapped(self._mtp_step, (*trees, (None,), (None, None), ()))
 
     def main(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

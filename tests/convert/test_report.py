@@ -1,4 +1,4 @@
-"""Every way in which a checkpoint can be wrong, all of it in one report, before anything is written."""
+"""All ways in which a checkpoint can be wrong: one report, before anything is written."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_no_garbage_passes_for_a_header(tmp_path_factory, garbage):
     folder = tmp_path_factory.mktemp("garbage")
     write(folder, TINY, {"model.norm.weight": np.zeros(3, np.float32)}, shards=0)
     (folder / "model.safetensors").write_bytes(garbage)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+    with pytest.raises(CheckpointError):
         make_plan(open_source(folder))
 
 
@@ -149,7 +149,7 @@ def test_what_is_no_hf_checkpoint(stored, tmp_path):
     with pytest.raises(CheckpointError, match="is not a folder"):
         convert(tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="neither model.safetensors.index.json nor"):
+    with pytest.raises(CheckpointError, match="neither model"):
         convert(tmp_path / "empty", tmp_path / "out")
     source = write(tmp_path / "hf", TINY, stored)
     convert(source, tmp_path / "done")
@@ -199,11 +199,8 @@ def test_stored_and_listed_contradict_each_other(stored, fp8, tmp_path):
 
 
 def test_fp8_without_a_quantization_config(fp8, tmp_path):
-    message = refusal(tmp_path, fp8[0])
-    assert (
-        f"{EXPERT.replace('2', '{1..3}').replace('4', '{0..5}')}: FP8, but config.json has no"
-        in (message)
-    )
+    experts = "model.layers.{1..3}.mlp.experts.{0..5}.down_proj.weight"
+    assert f"{experts}: FP8, but config.json has no" in refusal(tmp_path, fp8[0])
 
 
 def test_missing_misshaped_and_odd_scales(fp8, tmp_path):

@@ -130,7 +130,8 @@ def test_a_chain_of_drafts_equals_the_reference(tensor, load_case, checkpoint):
 def test_swapped_halves_of_eh_proj_would_be_seen(load_case, checkpoint):
     config, mesh, params, mtp = load_case("qk_norm", 1, mtp=True)
     halves = np.split(np.asarray(mtp["eh_proj"]), 2, axis=-1)
-    swapped = mtp | {"eh_proj": np.concatenate(halves[::-1], -1)}
+    halves = jax.device_put(np.concatenate(halves[::-1], -1), mtp["eh_proj"].sharding)
+    swapped = mtp | {"eh_proj": halves}
     steps = chain(Forward(config, mesh, params, swapped), drafts=1)
     assert worst_difference(steps, Reference(checkpoint("qk_norm"))) > 100 * TOLERANCE
 

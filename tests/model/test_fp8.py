@@ -1,0 +1,42 @@
+"""FP8 checkpoints run as FP8, near to what their weights mean."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import hf_checkpoints as hf
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cases import CASES, prompt_ids
+from convert.hf_to_orbax import convert
+from glmjax.config import MeshConfig
+from glmjax.model.quant import QuantArray
+from glmjax.runner.weights import load
+from glmjax.sharding import make_mesh
+from harness import Forward
+
+CONFIG = replace(CASES["qk_norm"], num_hidden_layers=2)
+
+
+@pytest.mark.parametrize(("block", "tensor"), [(None, 1), (None, 4), ((8, 8), 4)])
+def test_fp8_weights_run_near_their_dequantised_form(block, tensor, tmp_path):
+    stored = hf.quantise(hf.draw(CONFIG), block)
+    hf.write(
+        tmp_path / "hf", CONFIG, stored, quantization_config=hf.quantization_config(block, stored)
+    )
+    convert(tmp_path / "hf", tmp_path / "fp8")
+    convert(tmp_path / "hf", tmp_path / "f32", dtype="float32")
+    mesh, ids = make_mesh(MeshConfig(tensor=tensor)), prompt_ids(CONFIG)
+
+    config, params = load(tmp_path / "fp8", mesh)
+    weight = params["layers"][1]["mlp"]["experts_down_proj"]
+    assert isinstance(weight, QuantArray)
+    assert weight.values.dtype == jnp.float8_e4m3fn
+    logits, _ = Forward(config, mesh, params).main(ids)
+
+    config, params = load(tmp_path / "f32", mesh)
+    exact, _ = Forward(config, mesh, params).main(ids)
+    error = np.linalg.norm(logits - exact) / np.linalg.norm(exact)
+    assert 0 < error < 0.2, "activations are rounded to FP8, and to nothing worse"
