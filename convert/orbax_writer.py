@@ -86,10 +86,10 @@ class _ArrayHandler(type_handlers.NumpyHandler):
             spec = _zarr_spec(folder, stored)
             await ts.open(spec, create=True, context=info.ts_context)
             for file in _write_chunks(folder, stored, whole, self._pools.writers):
-                syncs.append(self._pools.syncers.submit(_sync, file))
+                syncs.append(self._pools.syncers.submit(sync, file))
                 self._advance(stored.chunk_bytes)
-        for sync in syncs:
-            sync.result()
+        for pending in syncs:
+            pending.result()
         return []
 
 
@@ -153,9 +153,9 @@ def _write_all(stream: FileIO, rest: memoryview) -> None:
         rest = rest[stream.write(rest) :]
 
 
-def _sync(file: Path) -> None:
-    """Wait until a file is on the disk, so that a finished group is whole after a crash too."""
-    descriptor = os.open(file, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk, so that it is whole after a crash too."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

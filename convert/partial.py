@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.hf_reader import INDEX, Source
-from convert.orbax_writer import TEMPORARY
+from convert.orbax_writer import TEMPORARY, sync
 from glmjax.checkpoint import (
     CONVERSION,
     MANIFEST,
@@ -110,12 +110,12 @@ def finish(folder: Path, target: Path, manifest: Manifest) -> None:
     """Write the manifest, then turn `folder` into `target`, replacing an older conversion."""
     write_manifest(folder, manifest)
     for path in (folder / MANIFEST, folder / PARAMS, folder):
-        _sync(path)
+        sync(path)
     replaced = target.with_name(target.name + ".replaced")
     if target.exists():
         target.rename(replaced)
     folder.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
     if (replaced / MANIFEST).exists():
         shutil.rmtree(replaced)
 
@@ -181,11 +181,3 @@ def _resume_or_clear(folder: Path, state: Any, wanted: dict[str, Any]) -> str:
 
 def _digest(file: Path) -> str | None:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

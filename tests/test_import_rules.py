@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runner": BASE | {"checkpoint", "sharding", "model", "pallas_kernels"},
     # where both meet
     "build": BASE | {"checkpoint", "devices", "engine", "runner", "scheduler", "server"},
-    "llm": BASE | {"build", "engine", "server", "text"},
+    "llm": BASE | {"build", "engine", "scheduler", "server", "text"},
     "glmjax": BASE | {"engine", "llm"},
     # command lines
     "convert": BASE | {"checkpoint", "model", "sharding"},
