@@ -54,6 +54,11 @@ DTYPES = {
     "float32": "float32",
 }
 INTERRUPTED = 130
+EXAMPLES = """examples:
+  python convert/hf_to_orbax.py GLM-4.5-Air glm-4.5-air            as it is, BF16 or FP8
+  python convert/hf_to_orbax.py GLM-4.5-Air glm-4.5-air --verify   and compare every tensor
+  python convert/hf_to_orbax.py GLM-4.5-Air-FP8 air --dtype bf16   dequantised
+"""
 
 
 def convert(
@@ -175,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="convert/hf_to_orbax.py",
         description=__doc__,
+        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

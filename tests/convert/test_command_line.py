@@ -7,6 +7,7 @@ import pty
 import shutil
 import subprocess
 import sys
+import termios
 from io import StringIO
 from pathlib import Path
 
@@ -88,8 +89,7 @@ def test_a_finished_folder_is_not_touched(run, source, out):
 
 
 def test_overwrite_replaces_it(run, source, out):
-    status, output, _ = run(source, out, "--overwrite", "--dtype", "float32")
-    assert status == 0
+    assert run(source, out, "--overwrite", "--dtype", "float32")[0] == 0
     assert open_converted(out).manifest.dtype == "float32"
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     assert run(source, out, "--verify")[0] == 0
@@ -169,6 +169,7 @@ def test_a_target_that_cannot_be_written(run, source, tmp_path):
 
 def test_a_bar_on_a_terminal(source, tmp_path):
     main_end, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))
     command = [sys.executable, SCRIPT, source, tmp_path / "out"]
     status = subprocess.run(command, stdout=subprocess.PIPE, stderr=terminal).returncode
     os.close(terminal)
