@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ COPIED = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+logger = logging.getLogger("convert.partial")
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -112,12 +115,17 @@ def finish(folder: Path, target: Path, manifest: Manifest) -> None:
     for path in (folder / MANIFEST, folder / PARAMS, folder):
         sync(path)
     replaced = target.with_name(target.name + ".replaced")
-    if target.exists():
+    _remove_conversion(replaced)
+    if (target / MANIFEST).exists():
         target.rename(replaced)
-    folder.rename(target)
+    folder.rename(target)  # an empty folder gives way
     sync(target.parent)
-    if (replaced / MANIFEST).exists():
-        shutil.rmtree(replaced)
+    _remove_conversion(replaced)
+
+
+def _remove_conversion(folder: Path) -> None:
+    if (folder / MANIFEST).exists():
+        shutil.rmtree(folder)
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:
@@ -160,6 +168,8 @@ def _lock(descriptor: int, folder: Path) -> None:
         raise CheckpointError(
             f"another conversion is writing to {folder}; wait for it, or choose another folder"
         ) from None
+    except OSError as error:  # some network file systems have no locks
+        logger.warning("%s cannot be locked (%s): start no second conversion", folder, error)
 
 
 def _resume_or_clear(folder: Path, state: Any, wanted: dict[str, Any]) -> str:

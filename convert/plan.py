@@ -20,8 +20,9 @@ from glmjax.config import ModelConfig
 from glmjax.errors import CheckpointError
 from glmjax.model.decoder import Decoder
 from glmjax.model.mtp import MTP
-from glmjax.model.quant import QuantArray
 from glmjax.model.spec import ParamSpec, path_name, quantized, specs_of
+
+Fill = Callable[[np.ndarray], None]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Piece:
 
     tensor: str
     index: Index
-    fill: Callable[[np.ndarray], None]
+    fill: Fill
 
 
 @dataclass(frozen=True)
@@ -79,18 +80,11 @@ def make_plan(source: Source, dtype: str | None = None) -> Plan:
     faults = find_faults(source, matches, dtype)
     if faults:
         raise CheckpointError(report(source.folder, faults))
-    by_leaf: dict[str, list[Match]] = defaultdict(list)
-    for m in matches:
-        by_leaf[m.place.leaf].append(m)
-    fp8 = tuple(leaf for leaf in specs if by_leaf[leaf][0].is_fp8 and dtype is None)
-    arrays = {
-        path: array
-        for leaf, parts in by_leaf.items()
-        for path, array in _leaf_arrays(leaf, parts, config, leaf in fp8).items()
-    }
+    fp8 = {m.place.leaf for m in matches if m.is_fp8 and dtype is None}
+    arrays = _arrays(matches, config, fp8)
     stored = {path: array.stored for path, array in arrays.items()}
-    block = config.quant.block_size if config.quant else None
-    manifest = Manifest(config.dtype, has_mtp, fp8, block[1] if fp8 and block else None, stored)
+    block_columns = _block(config)[1] if fp8 else None
+    manifest = Manifest(config.dtype, has_mtp, tuple(sorted(fp8)), block_columns, stored)
     return Plan(manifest, _by_group(arrays), notes + _orphan_notes(source, matches))
 
 
@@ -123,36 +117,50 @@ def _flat_specs(config: ModelConfig, has_mtp: bool) -> dict[str, ParamSpec]:
     return {path_name(path): spec for path, spec in jax.tree.leaves_with_path(tree)}
 
 
-def _leaf_arrays(
-    leaf: str, matches: list[Match], config: ModelConfig, keep_fp8: bool
-) -> dict[str, Array]:
-    """The stored arrays of a leaf: itself, or values and scales."""
-    spec = matches[0].spec
-    if not keep_fp8:
-        return {leaf: _array(spec, config, [(m, _cast_or_dequantise(m, config)) for m in matches])}
-    block = config.quant.block_size if config.quant else None
-    specs: QuantArray = quantized(spec, block[1] if block else None)
-    values = [(m, partial(read_cast, _found(m.tensor))) for m in matches]
-    block_rows = block[0] if block else 1
-    scales = [(m, partial(read_scales, _found(m.scale), block_rows)) for m in matches]
+def _arrays(matches: list[Match], config: ModelConfig, fp8: set[str]) -> dict[str, Array]:
+    """Every stored array by path; the leaves in `fp8` stay FP8."""
+    by_leaf: dict[str, list[Match]] = defaultdict(list)
+    for m in matches:
+        by_leaf[m.place.leaf].append(m)
+    arrays: dict[str, Array] = {}
+    for leaf, parts in by_leaf.items():
+        arrays |= _quantised(leaf, parts, config) if leaf in fp8 else _plain(leaf, parts, config)
+    return arrays
+
+
+def _plain(leaf: str, matches: list[Match], config: ModelConfig) -> dict[str, Array]:
+    """A leaf that is stored as one array, dequantised if it has to be."""
+    rows, columns = _block(config)
+
+    def fill(m: Match) -> Fill:
+        if not m.is_fp8:
+            return partial(read_cast, _found(m.tensor))
+        block = (rows, columns or m.hf_shape[-1])
+        return partial(read_dequantised, _found(m.tensor), _found(m.scale), block)
+
+    return {leaf: _array(matches[0].spec, config, [(m, fill(m)) for m in matches])}
+
+
+def _quantised(leaf: str, matches: list[Match], config: ModelConfig) -> dict[str, Array]:
+    """A leaf that stays FP8: an array of values and one of scales."""
+    rows, columns = _block(config)
+    specs = quantized(matches[0].spec, columns)
+    values: list[tuple[Match, Fill]] = [(m, partial(read_cast, _found(m.tensor))) for m in matches]
+    scales: list[tuple[Match, Fill]] = [
+        (m, partial(read_scales, _found(m.scale), rows)) for m in matches
+    ]
     return {
         f"{leaf}/values": _array(specs.values, config, values),
         f"{leaf}/scale": _array(specs.scale, config, scales),
     }
 
 
-def _cast_or_dequantise(m: Match, config: ModelConfig) -> Callable[[np.ndarray], None]:
-    if not m.is_fp8:
-        return partial(read_cast, _found(m.tensor))
-    block = config.quant.block_size if config.quant else None
-    return partial(
-        read_dequantised, _found(m.tensor), _found(m.scale), block or (1, m.hf_shape[-1])
-    )
+def _block(config: ModelConfig) -> tuple[int, int | None]:
+    """Rows and columns that share a scale; None: all columns."""
+    return (config.quant and config.quant.block_size) or (1, None)
 
 
-def _array(
-    spec: ParamSpec, config: ModelConfig, fills: list[tuple[Match, Callable[[np.ndarray], None]]]
-) -> Array:
+def _array(spec: ParamSpec, config: ModelConfig, fills: list[tuple[Match, Fill]]) -> Array:
     stored = StoredArray(spec.shape, spec.dtype, chunk_shape(spec, tensor_parts(config)))
     return Array(stored, tuple(Piece(m.place.tensor, m.place.index, fill) for m, fill in fills))
 

@@ -206,15 +206,27 @@ def check_files(converted: Converted, groups: Collection[str]) -> None:
 
 
 def _file_faults(folder: Path, array: StoredArray) -> Iterator[str]:
-    for name in (".zarray", *array.chunk_names()):
+    metadata = folder / ".zarray"
+    if not _describes(metadata, array):
+        yield f"{metadata} is missing or not that of {list(array.shape)} {array.dtype}"
+    for name in array.chunk_names():
         file = folder / name
         try:
             size = file.stat().st_size
         except OSError:
             yield f"{file} is missing"
             continue
-        if name != ".zarray" and size != array.chunk_bytes:
+        if size != array.chunk_bytes:
             yield f"{file} has {size} bytes, expected {array.chunk_bytes}"
+
+
+def _describes(metadata: Path, array: StoredArray) -> bool:
+    """Whether zarr's own metadata of an array agrees with the manifest."""
+    try:
+        raw = json.loads(metadata.read_text("utf-8"))
+        return (raw["shape"], raw["chunks"]) == (list(array.shape), list(array.chunks))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _manifest(raw: dict[str, Any]) -> Manifest:

@@ -95,6 +95,13 @@ def test_overwrite_replaces_it(run, source, out):
     assert run(source, out, "--verify")[0] == 0
 
 
+def test_overwriting_may_be_killed_between_its_renames(run, source, out):
+    """The old one moved away, the new one not yet in its place."""
+    out.rename(out.with_name("out.replaced"))
+    assert run(source, out)[0] == 0
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
 def test_another_folder_is_never_replaced(run, source, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     for options in ([], ["--overwrite"], ["--verify"]):
@@ -114,6 +121,7 @@ def test_other_files_in_the_place_of_the_work(run, source, tmp_path):
 def test_an_empty_folder_may_be_filled(run, source, tmp_path):
     (tmp_path / "out").mkdir()
     assert run(source, tmp_path / "out")[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_verify_finds_one_flipped_bit_anywhere(run, source, out):
