@@ -2,55 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import openai
 import pytest
-from live import HOST, Live, live, oracle, wait_until
+from live import live, oracle
 from smg_grpc_proto.generated import common_pb2
 
+from gateway import gateway
 from glmjax.server.served import ServedModel
 
 HI = [{"role": "user", "content": "hi"}]
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        taken = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in taken]
-
-
-def is_ready(url: str) -> bool:
-    """Whether it takes requests: it lists the model before it has the model's tokenizer."""
-    body = {"model": "tiny-glm", "messages": HI, "max_tokens": 1}
-    with contextlib.suppress(httpx.TransportError):
-        return httpx.post(f"{url}/v1/chat/completions", json=body).status_code == 200
-    return False
-
-
-@contextlib.contextmanager
-def gateway(server: Live, log: Path) -> Iterator[str]:
-    """`smg` as a user would start it; killed whatever happens."""
-    port, metrics_port = free_ports(2)
-    command = [str(Path(sys.executable).with_name("smg")), "launch", "--log-level", "warn"]
-    command += ["--worker-urls", f"grpc://{HOST}:{server.grpc_port}", "--host", HOST]
-    command += ["--port", str(port), "--prometheus-port", str(metrics_port)]
-    with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-        try:
-            wait_until(lambda: process.poll() is not None or is_ready(f"http://{HOST}:{port}"))
-            assert process.poll() is None, log.read_text()
-            yield f"http://{HOST}:{port}/v1"
-        finally:
-            process.kill()
-            process.wait()
 
 
 @pytest.mark.parametrize("remote", [False, True], ids=["same machine", "another machine"])
@@ -63,7 +26,7 @@ def test_chat_through_the_gateway(model_folder: Path, tmp_path: Path, remote: bo
                 list(stub.GetTokenizer(common_pb2.GetTokenizerRequest()))
             shutil.rmtree(folder)
         with (
-            gateway(server, tmp_path / "smg.log") as url,
+            gateway(server.grpc_port, "tiny-glm", tmp_path / "smg.log") as url,
             openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client,
         ):
             check(client, served)
