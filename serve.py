@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import math
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from glmjax.build import build
 from glmjax.config import DTYPES, CacheConfig, MeshConfig, SchedulerConfig
 from glmjax.devices import cache_folder, prepare
 from glmjax.errors import GlmjaxError
-from glmjax.server.serving import serve
+from glmjax.server.serving import check_free, serve
 
 log = logging.getLogger("glmjax")
 
@@ -51,18 +52,18 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--dtype", choices=DTYPES, help="of weights, activations and KV; default: the checkpoint's")
     add("--host", default="127.0.0.1", help="address to listen on; default 127.0.0.1")
-    add("--port", type=int, default=30000, help="HTTP; 0: any free one; default 30000")
-    add("--grpc-port", type=int, default=30001, help="gRPC; 0: any free one; default 30001")
+    add("--port", type=_port, default=30000, help="HTTP; 0: any free one; default 30000")
+    add("--grpc-port", type=_port, default=30001, help="gRPC; 0: any free one; default 30001")
     add("--served-model-name", help="what clients call the model; default: the folder's name")
     add("--max-running-requests", type=int, default=32, help="at once; default 32")
     add("--max-queued-requests", type=int, default=1024, help="more are refused; default 1024")
     add("--max-seq-len", type=int, help="prompt and output together; default: the model's")
     add("--chunked-prefill-size", type=int, default=256, help="prompt tokens a step; default 256")
     add("--page-size", type=int, default=16, help="tokens a KV page; default 16")
-    add("--kv-cache-gib", type=float, default=1.0, help="KV pool of each device; default 1")
+    add("--kv-cache-gib", type=_positive, default=1.0, help="KV pool of each device; default 1")
     add(
         "--drain-timeout-s",
-        type=float,
+        type=_positive,
         default=30.0,
         help="for requests that run when told to stop; default 30",
     )
@@ -73,6 +74,20 @@ def parser() -> argparse.ArgumentParser:
         help="folder that keeps compiled programs for the next start; default %(default)s",
     )
     return p
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{port} is no port, expected 0 to 65535")
+    return port
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
 
 
 def default_model() -> Path:
@@ -88,6 +103,7 @@ def default_model() -> Path:
 def run(args: argparse.Namespace) -> None:
     """Build the engine and serve until told to stop."""
     mesh = MeshConfig.parse(args.mesh)
+    check_free(args.host, args.port, args.grpc_port)
     prepare(mesh.size, args.compile_cache)
     engine, served = build(
         args.model or default_model(),

@@ -174,7 +174,7 @@ def _zarr_spec(folder: Path, stored: StoredArray) -> dict[str, Any]:
 @contextmanager
 def _pools() -> Iterator[_Pools]:
     """Threads that drop what they have not begun when the work fails."""
-    pools = _Pools(*map(ThreadPoolExecutor, (THREADS, THREADS, int(os.environ.get("SY","4")))))
+    pools = _Pools(*(ThreadPoolExecutor(THREADS) for _ in _Pools._fields))
     try:
         yield pools
     finally:

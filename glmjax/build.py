@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from glmjax.devices import mesh_for
 from glmjax.engine import Engine
 from glmjax.runner.runner import DeviceRunner
 from glmjax.runner.weights import load, read_config
-from glmjax.scheduler.limits import make_limits
+from glmjax.scheduler.limits import describe, make_limits
 from glmjax.server.served import ServedModel
+
+log = logging.getLogger(__name__)
 
 
 def build(
@@ -38,6 +41,7 @@ def build(
     scheduler = scheduler or SchedulerConfig()
     config = read_config(folder, dtype)
     limits = make_limits(config, mesh, cache or CacheConfig(), scheduler)
+    log.info("%s", describe(config, mesh, limits))
     served = ServedModel.load(folder, name, limits.max_seq_len)
     devices = mesh_for(mesh)
     config, params = load(folder, devices, dtype)

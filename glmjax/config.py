@@ -405,6 +405,8 @@ class CacheConfig:
                 f"page_size {self.page_size} must be 1 or more and num_pages {self.num_pages} "
                 "2 or more (page 0 is scratch)"
             )
+        if self.memory_bytes < 1:
+            raise ConfigError(f"the KV pool's memory_bytes is {self.memory_bytes}, expected more")
 
 
 @dataclass(frozen=True)
@@ -424,8 +426,9 @@ class SchedulerConfig:
     max_seq_len: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_running_requests", "max_queued_requests", "chunked_prefill_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        least = {"max_running_requests": 1, "max_queued_requests": 1, "chunked_prefill_size": 2}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected {bound} or more")
         if self.max_seq_len is not None and self.max_seq_len < 2:
             raise ConfigError(f"max_seq_len is {self.max_seq_len}, expected 2 or more")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from glmjax.config import SchedulerConfig
+from glmjax.errors import EngineStoppedError
 from glmjax.scheduler.scheduler import Scheduler
 from glmjax.types import EngineLoad, Limits, Request, RequestOutput, Runner, StepHandle
 
@@ -31,6 +32,7 @@ class Engine:
         self._runner = runner
         self._scheduler = Scheduler(runner.limits, config, eos_token_ids)
         self._launched: deque[StepHandle] = deque()
+        self._failure: Exception | None = None
 
     @property
     def limits(self) -> Limits:
@@ -43,7 +45,9 @@ class Engine:
         Raises:
             InvalidRequestError: it can never be served.
             QueueFullError: too many are waiting.
+            EngineStoppedError: an earlier step failed.
         """
+        self._check_alive()
         self._scheduler.add(request)
 
     def abort(self, request_id: str) -> None:
@@ -51,8 +55,8 @@ class Engine:
         self._scheduler.abort(request_id)
 
     def has_work(self) -> bool:
-        """Whether `step` has anything to do."""
-        return self._scheduler.has_work()
+        """Whether `step` has anything to do; never after it failed."""
+        return self._failure is None and self._scheduler.has_work()
 
     def load(self) -> EngineLoad:
         """How busy it is."""
@@ -61,13 +65,42 @@ class Engine:
     def step(self) -> list[RequestOutput]:
         """Launch the next step, then read the one launched before it.
 
+        Interrupted (Ctrl-C) while it waits for the device, it can be called again and loses
+        nothing. After any other error the engine is of no more use.
+
         Returns:
             What became known: new tokens and ends of requests; often empty.
+
+        Raises:
+            EngineStoppedError: an earlier step failed.
         """
+        self._check_alive()
+        try:
+            launched = self._launch()
+            outputs = self._scheduler.take_aborted()
+            if self._launched and (not launched or len(self._launched) > 1):
+                outputs += self._read()
+        except Exception as error:
+            self._failure = error
+            raise
+        return outputs
+
+    def _launch(self) -> bool:
+        """Plan and launch a step; whether there was one."""
         plan = self._scheduler.schedule()
         if plan is not None:
             self._launched.append(self._runner.launch(plan))
-        outputs = self._scheduler.take_aborted()
-        if self._launched and (plan is None or len(self._launched) > 1):
-            outputs += self._scheduler.commit(self._launched.popleft().result())
-        return outputs
+        return plan is not None
+
+    def _read(self) -> list[RequestOutput]:
+        """Commit the oldest launched step; until its result is here nothing changes."""
+        result = self._launched[0].result()
+        self._launched.popleft()
+        return self._scheduler.commit(result)
+
+    def _check_alive(self) -> None:
+        if self._failure is not None:
+            raise EngineStoppedError(
+                f"the engine failed earlier ({type(self._failure).__name__}: {self._failure}); "
+                "make a new one"
+            )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from glmjax.build import build
@@ -16,6 +17,7 @@ from glmjax.errors import InvalidRequestError
 from glmjax.scheduler.admission import new_token_bound
 from glmjax.server.served import ServedModel
 from glmjax.text.detokenizer import Detokenizer
+from glmjax.text.output import take_output
 from glmjax.types import FinishReason, Request, RequestOutput, SamplingParams
 
 Message = Mapping[str, Any]
@@ -73,7 +75,7 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         *,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         progress: bool = False,
         **sampling: Any,
@@ -96,7 +98,7 @@ class LLM:
         """
         one, batch = as_batch(prompts)
         params = self._params(sampling)
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
         if "" in stops:
             raise InvalidRequestError("stop holds an empty string, which would end at once", "stop")
         requests = [
@@ -128,7 +130,7 @@ class LLM:
     def _run(
         self, requests: list[Request], stops: tuple[str, ...], progress: bool
     ) -> list[Completion]:
-        live = {r.id: _Text(Detokenizer(self._served.tokenizer, stops)) for r in requests}
+        live = {r.id: _Answer(Detokenizer(self._served.tokenizer, stops)) for r in requests}
         waiting = requests[::-1]
         done: dict[str, Completion] = {}
         with tqdm(total=len(requests), unit="prompt", disable=not progress) as bar:
@@ -137,8 +139,10 @@ class LLM:
                     while waiting and self._engine.load().waiting < self._queue_limit:
                         self._engine.add(waiting.pop())
                     for output in self._engine.step():
+                        if output.request_id in done:
+                            continue  # ended by a stop string, seen here before the engine
                         completion = live[output.request_id].take(output)
-                        if completion and output.request_id not in done:
+                        if completion:
                             done[output.request_id] = completion
                             self._engine.abort(output.request_id)
                             bar.update()
@@ -154,7 +158,7 @@ class LLM:
             self._engine.step()
 
 
-class _Text:
+class _Answer:
     """Joins the outputs of one request until it ends, by itself or by a stop string."""
 
     def __init__(self, detokenizer: Detokenizer):
@@ -164,26 +168,31 @@ class _Text:
 
     def take(self, output: RequestOutput) -> Completion | None:
         """Take an output; the completion once it is whole."""
-        ends_with_stop = output.matched_stop is not None
-        for i, token_id in enumerate(output.token_ids):
-            self._token_ids.append(token_id)
-            if not (ends_with_stop and i == len(output.token_ids) - 1):
-                self._text.append(self._detokenizer.push(token_id))
-            if self._detokenizer.matched is not None:
-                return self._completion(output, FinishReason.STOP)
-        if output.finish_reason is None:
+        delta = take_output(self._detokenizer, output)
+        self._text.append(delta.text)
+        self._token_ids += delta.token_ids
+        if delta.finish_reason is None:
             return None
-        self._text.append(self._detokenizer.finish())
-        reason = FinishReason.STOP if self._detokenizer.matched else output.finish_reason
-        return self._completion(output, reason)
-
-    def _completion(self, output: RequestOutput, reason: FinishReason) -> Completion:
-        return Completion("".join(self._text), tuple(self._token_ids), reason, output.prompt_tokens)
+        ids = tuple(self._token_ids)
+        return Completion("".join(self._text), ids, delta.finish_reason, output.prompt_tokens)
 
 
 def is_chat(prompt: Any) -> bool:
     """Whether a prompt is a list of chat messages."""
-    return isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], Mapping)
+    listed = isinstance(prompt, list | tuple) and bool(prompt)
+    return listed and all(isinstance(message, Mapping) for message in prompt)
+
+
+def is_prompt(value: Any) -> bool:
+    """Whether a value is one prompt: a string, chat messages, or token ids."""
+    if isinstance(value, str) or is_chat(value):
+        return True
+    return isinstance(value, list | tuple) and bool(value) and all(map(is_token_id, value))
+
+
+def is_token_id(value: Any) -> bool:
+    """Whether a value can be a token id."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def as_batch(prompts: Any) -> tuple[bool, list[Any]]:
@@ -192,13 +201,10 @@ def as_batch(prompts: Any) -> tuple[bool, list[Any]]:
     Raises:
         InvalidRequestError: it is neither a prompt nor a list of prompts.
     """
-    if isinstance(prompts, str) or is_chat(prompts):
+    if is_prompt(prompts):
         return True, [prompts]
-    if isinstance(prompts, list | tuple):
-        if prompts and all(isinstance(item, int) for item in prompts):
-            return True, [prompts]
-        if all(isinstance(item, str | list | tuple) for item in prompts):
-            return False, list(prompts)
+    if isinstance(prompts, list | tuple) and all(map(is_prompt, prompts)):
+        return False, list(prompts)
     raise InvalidRequestError(
         "prompts must be a string, chat messages, token ids, or a list of those", "prompts"
     )

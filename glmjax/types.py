@@ -8,14 +8,16 @@ carries decoded token values: those stay on the device, in its last token of eac
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from glmjax.errors import InvalidRequestError
 
 MAX_SEED = 2**32 - 1
+MAX_INT = 2**31 - 1  # plans cross to the device as int32
 
 
 class FinishReason(enum.StrEnum):
@@ -40,7 +42,7 @@ class SamplingParams:
         ignore_eos: do not end on the model's own end tokens.
 
     Raises:
-        InvalidRequestError: a value is out of its range; `param` names it.
+        InvalidRequestError: a value is out of its range or of a wrong type; `param` names it.
     """
 
     max_new_tokens: int | None = None
@@ -52,21 +54,31 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        rules = {
-            "max_new_tokens": (
-                self.max_new_tokens is None or self.max_new_tokens >= 1,
-                "1 or more",
-            ),
-            "temperature": (0.0 <= self.temperature < float("inf"), "0 or more"),
-            "top_k": (self.top_k == -1 or self.top_k >= 1, "-1 (all) or 1 and more"),
-            "top_p": (0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
-            "seed": (0 <= self.seed <= MAX_SEED, f"between 0 and {MAX_SEED}"),
+        rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+            "max_new_tokens": (lambda n: n is None or _is_int(n, 1), "1 or more"),
+            "temperature": (lambda t: 0.0 <= t < float("inf"), "0 or more"),
+            "top_k": (lambda k: k == -1 or _is_int(k, 1), f"-1 (all) or 1 to {MAX_INT}"),
+            "top_p": (lambda p: 0.0 < p <= 1.0, "above 0 and at most 1"),
+            "seed": (lambda s: _is_int(s, 0, MAX_SEED), f"between 0 and {MAX_SEED}"),
+            "stop_token_ids": (lambda ids: all(map(_is_int, ids)), "a collection of token ids"),
         }
         for name, (holds, expected) in rules.items():
-            if not holds:
-                raise InvalidRequestError(
-                    f"{name} is {getattr(self, name)}, but must be {expected}", name
-                )
+            _check(name, getattr(self, name), holds, expected)
+        object.__setattr__(self, "stop_token_ids", frozenset(self.stop_token_ids))
+
+
+def _is_int(value: Any, least: int = 0, most: int = MAX_INT) -> bool:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole and bool(least <= value <= most)
+
+
+def _check(name: str, value: Any, holds: Callable[[Any], bool], expected: str) -> None:
+    try:
+        fine = holds(value)
+    except TypeError:
+        fine = False
+    if not fine:
+        raise InvalidRequestError(f"{name} is {value!r}, but must be {expected}", name)
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def paged_attention(
         pages = jax.lax.dynamic_slice_in_dim(table, i * pages_per_block, pages_per_block, axis=1)
         k, v = (_gather(pool, layer, pages) for pool in (k_pages, v_pages))
         k_positions = i * block_tokens + jnp.arange(block_tokens)
-        seen = k_positions <= q_positions[..., None]
+        seen = (k_positions <= q_positions[..., None]) & (k_positions < seq_lens[:, None, None])
         return _online_softmax(carry, queries, k, v, seen, scale)
 
     blocks = -(-jnp.max(seq_lens, initial=0) // block_tokens)
@@ -108,5 +108,7 @@ def _online_softmax(carry, queries, k, v, seen, scale):
     new_peak = jnp.maximum(peak, scores.max(-1))
     p = jnp.where(seen[:, None, None], jnp.exp(scores - new_peak[..., None]), 0.0)
     fade = jnp.exp(peak - new_peak)
+    # 0 * inf is NaN: what a page's earlier owner left must not reach this row
+    v = jnp.where(jnp.any(seen, axis=1)[..., None, None], v, 0.0)
     acc = acc * fade[..., None] + jnp.einsum("rkgqs,rskh->rkgqh", p, v)
     return new_peak, total * fade + p.sum(-1), acc

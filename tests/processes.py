@@ -81,7 +81,7 @@ def start_server(environment, tmp_path_factory):
     """Start serve.py with arguments; a context manager that gives the `Server`."""
 
     @contextmanager
-    def start(*arguments: str | Path) -> Iterator[Server]:
+    def start(*arguments: str | Path, **more: str) -> Iterator[Server]:
         port, grpc_port = free_ports(2)
         log = tmp_path_factory.mktemp("log") / "serve.log"
         ports = ("--port", str(port), "--grpc-port", str(grpc_port))
@@ -89,7 +89,7 @@ def start_server(environment, tmp_path_factory):
             process = subprocess.Popen(
                 [sys.executable, "serve.py", *map(str, arguments), *ports],
                 cwd=ROOT,
-                env=environment,
+                env=environment | more,
                 stderr=file,
                 text=True,
             )

@@ -420,7 +420,7 @@ def test_every_sharded_size_is_checked(field):
         (CacheConfig, {"num_pages": 1}, "num_pages 1 2 or more"),
         (SchedulerConfig, {"max_running_requests": 0}, "max_running_requests is 0, expected 1"),
         (SchedulerConfig, {"max_queued_requests": 0}, "max_queued_requests is 0, expected 1"),
-        (SchedulerConfig, {"chunked_prefill_size": 0}, "chunked_prefill_size is 0, expected 1"),
+        (SchedulerConfig, {"chunked_prefill_size": 1}, "chunked_prefill_size is 1, expected 2"),
         (SchedulerConfig, {"max_seq_len": 1}, "max_seq_len is 1, expected 2 or more"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -38,10 +39,7 @@ class ParamSpec:
     @property
     def size_bytes(self) -> int:
         """Bytes of the whole array."""
-        size = jnp.dtype(self.dtype).itemsize
-        for extent in self.shape:
-            size *= extent
-        return size
+        return math.prod(self.shape) * jnp.dtype(self.dtype).itemsize
 
 
 def param(shape: tuple[int, ...], dtype: str, axes: Axes) -> nnx.Param:

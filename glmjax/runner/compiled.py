@@ -34,7 +34,9 @@ def lower_step(
     """One bucket's program for arrays like these, real or abstract; the state is donated."""
     step = make_step(model, limits, bucket, mesh, params, state)
     blob = ParamSpec((limits.groups, blob_size(bucket, limits)), "int32", ("groups", None))
-    return jax.jit(step, donate_argnums=1).lower(params, state, abstract(blob, mesh))
+    # A GPU's default for float32 may be TF32, with 10 bits of mantissa.
+    with jax.default_matmul_precision("highest" if model.dtype == "float32" else None):
+        return jax.jit(step, donate_argnums=1).lower(params, state, abstract(blob, mesh))
 
 
 def compile_all(

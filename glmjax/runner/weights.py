@@ -20,7 +20,9 @@ from glmjax.config import ModelConfig
 from glmjax.errors import CheckpointError, ConfigError
 from glmjax.model.decoder import Decoder
 from glmjax.model.mtp import MTP
+from glmjax.model.quant import QuantArray
 from glmjax.model.spec import abstract, path_name, quantize_specs, specs_of
+from glmjax.sharding import partition_spec
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +82,7 @@ def _restore(converted: Converted, specs: Params, root: str, mesh: Mesh) -> Para
     flat, structure = jax.tree.flatten_with_path(specs)
     wanted = {root + path_name(path): spec for path, spec in flat}
     _check_shapes(converted, {path: spec.shape for path, spec in wanted.items()})
+    _check_blocks(specs, mesh)
     targets = abstract(wanted, mesh)
     _check_divisible(targets, mesh)
     groups: dict[str, dict[str, str]] = {}
@@ -144,8 +147,22 @@ def _check_shapes(converted: Converted, shapes: dict[str, tuple[int, ...]]) -> N
         )
 
 
+def _check_blocks(specs: Params, mesh: Mesh) -> None:
+    """A device has the scales of whole blocks, so its columns must be whole blocks too."""
+    leaves = jax.tree.leaves_with_path(specs, is_leaf=lambda leaf: isinstance(leaf, QuantArray))
+    for path, leaf in leaves:
+        if isinstance(leaf, QuantArray) and leaf.block:
+            axis = partition_spec(leaf.values.axes)[-1]
+            parts, columns = mesh.shape[axis] if axis else 1, leaf.values.shape[-1]
+            if parts > 1 and columns % (parts * leaf.block):
+                raise ConfigError(
+                    f"{path_name(path)}: tensor parallel {parts} cuts its {columns} columns within "
+                    f"FP8 blocks of {leaf.block}; choose a smaller tensor-parallel size"
+                )
+
+
 def _check_divisible(targets: dict[str, jax.ShapeDtypeStruct], mesh: Mesh) -> None:
-    """A mesh that divides the model may still not divide the scales of FP8 blocks."""
+    """Say which array a mesh does not divide, before JAX says it about a shape."""
     faults = []
     for path, target in targets.items():
         extents = zip(target.shape, target.sharding.spec, strict=True)

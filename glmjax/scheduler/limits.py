@@ -8,22 +8,35 @@ from glmjax.scheduler.buckets import decode_buckets, prefill_buckets
 from glmjax.scheduler.pages import pages_for
 from glmjax.types import Limits
 
+MIN_SEQ_LEN = 2  # a prompt of one token and its answer
+
 
 def make_limits(
     model: ModelConfig, mesh: MeshConfig, cache: CacheConfig, scheduler: SchedulerConfig
 ) -> Limits:
     """Shapes for a deployment.
 
+    The longest sequence is what was asked for, else the model's context if the pool holds that.
+
     Raises:
-        ConfigError: the mesh does not fit the model, or too little memory for one sequence.
+        ConfigError: the mesh does not fit the model, the pool is too small for one sequence, or
+            the model's context for what was asked.
     """
     mesh.check(model)
     slots = -(-scheduler.max_running_requests // mesh.data)
     context = model.max_position_embeddings
-    seq_len = min(scheduler.max_seq_len or context, context)
-    wanted = slots * pages_for(seq_len, cache.page_size) + 1
-    pages = cache.num_pages or min(wanted, _pages_in(model, mesh, cache))
-    seq_len = min(seq_len, (pages - 1) * cache.page_size)
+    wanted = scheduler.max_seq_len or context
+    if wanted > context:
+        raise ConfigError(f"max_seq_len is {wanted}, but the model's context is {context}")
+    enough = slots * pages_for(wanted, cache.page_size) + 1
+    pages = cache.num_pages or min(enough, _pages_in(model, mesh, cache))
+    seq_len = min(wanted, (pages - 1) * cache.page_size)
+    least = scheduler.max_seq_len or MIN_SEQ_LEN
+    if seq_len < least:
+        raise ConfigError(
+            f"the KV pool holds {seq_len} positions, but sequences are to have up to {least}; give "
+            "the pool more memory or ask for shorter sequences"
+        )
     return Limits(
         groups=mesh.data,
         slots=slots,
@@ -33,6 +46,21 @@ def make_limits(
         decode_buckets=decode_buckets(slots),
         prefill_buckets=prefill_buckets(slots, min(scheduler.chunked_prefill_size, seq_len)),
     )
+
+
+def describe(model: ModelConfig, mesh: MeshConfig, limits: Limits) -> str:
+    """One line for the log: what runs at once, and what bounds the longest sequence."""
+    pool_bytes = limits.pages * limits.page_size * model.kv_bytes_per_token() // mesh.tensor
+    line = (
+        f"{limits.groups} x {limits.slots} sequences at once, {limits.groups} x {limits.pages} KV "
+        f"pages of {limits.page_size} tokens ({pool_bytes / 2**30:.2f} GiB a device), longest "
+        f"sequence {limits.max_seq_len}"
+    )
+    cut = limits.max_seq_len == (limits.pages - 1) * limits.page_size
+    context = model.max_position_embeddings
+    if cut and limits.max_seq_len < context:
+        line += f" of the model's {context}: the KV pool holds no longer one"
+    return line
 
 
 def _pages_in(model: ModelConfig, mesh: MeshConfig, cache: CacheConfig) -> int:

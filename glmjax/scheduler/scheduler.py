@@ -5,7 +5,7 @@ steps will have done, and keeps three invariants:
 
 1. Pages and slots of a sequence that ends are free once no launched step has a row for it.
 2. A stop token is seen one step late: a token that was sampled after it is dropped.
-3. A plan carries no decoded token; the device continues from its own last token.
+3. A plan carries no decoded token; the device goes on from its own last token and length.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Scheduler:
         groups: list[list[tuple[Sequence, Row]]] = [[] for _ in self._pools]
         # In order of arrival: who is preempted below is the latest, so has no row yet.
         for sequence in sorted(self._running, key=lambda s: s.arrival):
-            if sequence.state is State.RUNNING and sequence.decoding:
+            if sequence.decoding:
                 pages = self._grow(sequence)
                 if pages is not None:
                     groups[sequence.group].append((sequence, decode_row(sequence, pages)))

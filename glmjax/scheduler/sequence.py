@@ -61,12 +61,14 @@ class Sequence:
     @property
     def prefilling(self) -> bool:
         """Whether known tokens are still to be computed."""
-        return self.planned_len < self.prefill_target
+        return self.state is State.RUNNING and self.planned_len < self.prefill_target
 
     @property
     def decoding(self) -> bool:
         """Whether another token should be planned."""
-        return not self.prefilling and self.planned_new < self.max_new_tokens
+        computed = self.planned_len >= self.prefill_target
+        running = self.state is State.RUNNING
+        return running and computed and self.planned_new < self.max_new_tokens
 
     def start(self, group: int, slot: int, pages: tuple[int, ...]) -> None:
         """Take a place on the device; all that is known is to be computed (again)."""

@@ -14,6 +14,7 @@ from glmjax.errors import InvalidRequestError
 from glmjax.server.engine_thread import EngineThread, OutputStream
 from glmjax.server.served import ServedModel
 from glmjax.text.detokenizer import Detokenizer
+from glmjax.text.output import take_output
 from glmjax.text.tokenizer import Tokenizer
 from glmjax.types import FinishReason, Request, RequestOutput, SamplingParams
 
@@ -204,29 +205,16 @@ class _Choice:
         self._text = Detokenizer(tokenizer, spec.stops, spec.skip_special_tokens)
 
     def take(self, output: RequestOutput) -> ChoiceDelta:
-        """What an output adds. Tokens after a stop string are dropped."""
-        ids = output.token_ids
-        body = ids if output.matched_stop is None else ids[:-1]
-        pieces: list[str] = []
-        for n, token_id in enumerate(body, 1):
-            pieces.append(self._text.push(token_id))
-            if self._text.matched is not None:
-                return self._delta(output, pieces, ids[:n])
-        if output.finish_reason is not None:
-            pieces.append(self._text.finish())
-        return self._delta(output, pieces, ids)
-
-    def _delta(
-        self, output: RequestOutput, pieces: list[str], token_ids: tuple[int, ...]
-    ) -> ChoiceDelta:
-        stop = self._text.matched
+        """What an output adds."""
+        delta = take_output(self._text, output)
+        dropped = len(output.token_ids) - len(delta.token_ids)
         return ChoiceDelta(
             index=self.index,
-            text="".join(pieces),
-            token_ids=token_ids,
-            finish_reason=output.finish_reason if stop is None else FinishReason.STOP,
-            matched=output.matched_stop if stop is None else stop,
+            text=delta.text,
+            token_ids=delta.token_ids,
+            finish_reason=delta.finish_reason,
+            matched=delta.matched,
             prompt_tokens=output.prompt_tokens,
-            completion_tokens=output.completion_tokens - len(output.token_ids) + len(token_ids),
+            completion_tokens=output.completion_tokens - dropped,
             cached_tokens=output.cached_tokens,
         )

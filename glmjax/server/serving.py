@@ -59,6 +59,13 @@ async def running(
                 await task
 
 
+def check_free(host: str, *ports: int) -> None:
+    """Raise ConfigError now, not after minutes of loading, when `serve` could not listen."""
+    for port in ports:
+        with listen(host, port):
+            pass
+
+
 async def serve(
     engine: Engine,
     served: ServedModel,

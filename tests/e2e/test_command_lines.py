@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 
 import pytest
 
@@ -22,6 +23,8 @@ def test_help_is_worth_reading(run_command):
         (["--mesh", "3"], "does not divide num_key_value_heads 8"),
         (["--kv-cache-gib", "0.000001"], "give it more memory"),
         (["--page-size", "0"], "page_size 0 must be 1 or more"),
+        (["--chunked-prefill-size", "1"], "chunked_prefill_size is 1, expected 2 or more"),
+        (["--max-seq-len", "4000", "--kv-cache-gib", "0.01"], "give the pool more memory"),
     ],
 )
 def test_serve_refuses_what_cannot_work(run_command, converted, arguments, message):
@@ -29,6 +32,25 @@ def test_serve_refuses_what_cannot_work(run_command, converted, arguments, messa
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--port", "99999"), ("--kv-cache-gib", "nan"), ("--drain-timeout-s", "-1")],
+)
+def test_serve_refuses_values_that_mean_nothing(run_command, option, value):
+    done = run_command("serve.py", f"{option}={value}")
+    assert done.returncode == 2
+    assert f"argument {option}" in done.stderr
+
+
+def test_serve_says_at_once_that_a_port_is_taken(run_command, converted):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = run_command("serve.py", "--model", converted, "--port", port)
+    assert done.returncode == 1
+    assert f"cannot listen on 127.0.0.1 port {port}" in done.stderr
+    assert "restored" not in done.stderr, "found out before the weights were loaded"
 
 
 def test_serve_wants_a_converted_folder(run_command, converted, tmp_path):

@@ -9,6 +9,7 @@ import glmjax
 from cases import GOLDENS, served_prompts
 from glmjax.bench.synthetic import default_config
 from glmjax.errors import ConfigError, InvalidRequestError
+from glmjax.runner.runner import DeviceHandle
 
 GREEDY = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
 
@@ -52,6 +53,28 @@ def test_a_stop_string_ends_the_text_before_it(llm):
     assert len(cut.token_ids) < len(whole.token_ids)
 
 
+def test_stop_token_ids_may_be_a_list(llm):
+    whole = llm.generate("Hello", **GREEDY)
+    cut = llm.generate("Hello", stop=None, stop_token_ids=[whole.token_ids[2]], **GREEDY)
+    assert cut.token_ids == whole.token_ids[: len(cut.token_ids)]
+    assert cut.token_ids[-1] == whole.token_ids[2]
+
+
+def test_ctrl_c_leaves_a_model_that_works(llm, monkeypatch):
+    whole, result, calls = llm.generate("Hello", **GREEDY), DeviceHandle.result, []
+
+    def interrupted(handle):
+        calls.append(handle)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return result(handle)
+
+    monkeypatch.setattr(DeviceHandle, "result", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(["Hello", "there"], **GREEDY)
+    assert llm.generate("Hello", **GREEDY) == whole
+
+
 def test_a_seed_repeats_a_sample_and_none_does_not(llm):
     sampled = {"temperature": 1.5, "max_new_tokens": 24, "ignore_eos": True}
     assert llm.generate("a", seed=1, **sampled) == llm.generate("a", seed=1, **sampled)
@@ -68,6 +91,11 @@ def test_a_seed_repeats_a_sample_and_none_does_not(llm):
         ("", {}, "the prompt is empty"),
         ([99999], {}, "token id 99999"),
         ({1: 2}, {}, "prompts must be"),
+        ([[1.5, 2]], {}, "prompts must be"),
+        ([[{"role": "user", "content": "a"}, 5]], {}, "prompts must be"),
+        ("a", {"max_new_tokens": "5"}, "max_new_tokens is '5'"),
+        ("a", {"top_k": 2**31}, "top_k is 2147483648"),
+        ("a", {"stop_token_ids": ["x"]}, "stop_token_ids is"),
         (["a", 5], {}, "prompts must be"),
         ([1] * 300, {}, "the prompt has 300 tokens"),
     ],

@@ -50,6 +50,16 @@ def test_generate_speaks_token_ids(server, greedy):
     assert [answer["output_ids"] for answer in answers] == greedy[:3]
 
 
+def test_a_parameter_beyond_int32_is_refused_and_harms_nobody(server, greedy):
+    for name in ("top_k", "max_new_tokens", "seed"):
+        params = {"temperature": 1, name: 2**33}
+        body = {"input_ids": PROMPTS[0], "sampling_params": params}
+        assert httpx.post(f"{server.url}/generate", json=body).status_code == 400
+    body["sampling_params"] = {"temperature": 0, "max_new_tokens": 64, "ignore_eos": True}
+    answer = httpx.post(f"{server.url}/generate", json=body, timeout=60).json()
+    assert answer["output_ids"] == greedy[0]
+
+
 def test_a_chat_streams_what_it_returns_in_one_piece(server):
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
     ask = {
@@ -82,15 +92,16 @@ def test_a_gateway_in_front_answers_the_same(server, tmp_path):
     assert answers[0] == answers[1] != ""
 
 
-def test_sigterm_lets_requests_finish_and_refuses_new_ones(start_server, converted):
-    with start_server("--model", converted, *SHAPES) as server:
+def test_sigterm_lets_requests_finish_and_refuses_new_ones(start_server, converted, greedy):
+    # XLA_FLAGS: this one server runs the optimised programs that users get
+    with start_server("--model", converted, *SHAPES, XLA_FLAGS="") as server:
         chunks: list[dict] = []
 
         def read() -> None:
             body = {
                 "input_ids": PROMPTS[0],
                 "stream": True,
-                "sampling_params": {"max_new_tokens": 400, "ignore_eos": True},
+                "sampling_params": {"max_new_tokens": 400, "temperature": 0, "ignore_eos": True},
             }
             with httpx.stream("POST", f"{server.url}/generate", json=body, timeout=60) as answer:
                 for line in answer.iter_lines():
@@ -106,6 +117,7 @@ def test_sigterm_lets_requests_finish_and_refuses_new_ones(start_server, convert
         refused = httpx.post(f"{server.url}/generate", json={"input_ids": [1]})
         reader.join(60)
         assert chunks[-1]["meta_info"]["completion_tokens"] == 400
+        assert chunks[-1]["output_ids"][:64] == greedy[0]
         assert refused.status_code == 503
         assert server.process.wait(60) == 0
         assert "stopped" in server.log.read_text()

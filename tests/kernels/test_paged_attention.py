@@ -38,8 +38,8 @@ def batches(draw):
 def test_equals_a_dense_softmax(batch):
     page_size, lens, q_lens, seed = batch
     rng = np.random.default_rng(seed)
-    # huge wherever no sequence writes: reading it would show
-    pools = [np.full((LAYERS, PAGES, page_size, KV_HEADS, HEAD_DIM), 9e9) for _ in "kv"]
+    # inf wherever no sequence writes: it must not reach any row
+    pools = [np.full((LAYERS, PAGES, page_size, KV_HEADS, HEAD_DIM), np.inf) for _ in "kv"]
     width, free = 8, list(rng.permutation(np.arange(1, PAGES)))
     table = np.zeros((len(lens), width), np.int32)
     sequences = []

@@ -12,6 +12,7 @@ import pytest
 from cases import CASES, prompt_ids
 from convert.hf_to_orbax import convert
 from glmjax.config import MeshConfig
+from glmjax.errors import ConfigError
 from glmjax.model.quant import QuantArray
 from glmjax.runner.weights import load
 from glmjax.sharding import make_mesh
@@ -40,3 +41,15 @@ def test_fp8_weights_run_near_their_dequantised_form(block, tensor, tmp_path):
     exact, _ = Forward(config, mesh, params).main(ids)
     error = np.linalg.norm(logits - exact) / np.linalg.norm(exact)
     assert 0 < error < 0.2, "activations are rounded to FP8, and to nothing worse"
+
+
+def test_a_mesh_that_cuts_within_a_block_is_refused(tmp_path):
+    """Two blocks divide over two devices, but 12 of 24 columns are no whole block of 16."""
+    config = replace(CONFIG, moe_intermediate_size=24)
+    stored = hf.quantise(hf.draw(config), (16, 16))
+    blocks = hf.quantization_config((16, 16), stored)
+    hf.write(tmp_path / "hf", config, stored, quantization_config=blocks)
+    convert(tmp_path / "hf", tmp_path / "fp8")
+    with pytest.raises(ConfigError, match="cuts its 24 columns within FP8 blocks of 16"):
+        load(tmp_path / "fp8", make_mesh(MeshConfig(tensor=2)))
+    load(tmp_path / "fp8", make_mesh(MeshConfig(tensor=1)))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from glmjax.bench.synthetic import default_config
 from glmjax.config import CacheConfig, MeshConfig, ModelConfig, SchedulerConfig
 from glmjax.errors import ConfigError
-from glmjax.scheduler.limits import make_limits
+from glmjax.scheduler.limits import describe, make_limits
 
 MODEL = default_config()  # 4 layers x 2 x 8 heads x 32 dims x 4 bytes = 8,192 bytes a token
 
@@ -23,7 +23,7 @@ def test_every_request_at_full_length_when_memory_allows():
     assert max(bucket.tokens for bucket in limits.prefill_buckets) == 256
 
 
-@given(st.integers(2, 600), st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 16]))
+@given(st.integers(3, 600), st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 16]))
 def test_pages_fill_the_memory_of_a_device_and_no_more(pages, tensor, page_size):
     page_bytes = 8192 * page_size // tensor
     cache = CacheConfig(page_size, memory_bytes=pages * page_bytes + page_bytes - 1)
@@ -32,12 +32,23 @@ def test_pages_fill_the_memory_of_a_device_and_no_more(pages, tensor, page_size)
     assert limits.max_seq_len == min(4096, (pages - 1) * page_size)
 
 
-def test_the_longest_sequence_is_the_least_of_what_is_asked_held_and_trained():
+def test_the_longest_sequence_is_what_is_asked_else_what_is_held_and_trained():
     def longest(num_pages: int, asked: int | None) -> int:
         scheduler = SchedulerConfig(max_seq_len=asked)
         return make_limits(MODEL, MeshConfig(), CacheConfig(16, num_pages), scheduler).max_seq_len
 
-    assert [longest(9, None), longest(9, 100), longest(999, 9999)] == [128, 100, 4096]
+    assert [longest(9, None), longest(9, 100), longest(999, None)] == [128, 100, 4096]
+    with pytest.raises(ConfigError, match="the model's context is 4096"):
+        longest(999, 4097)
+    with pytest.raises(ConfigError, match=r"holds 128 positions, but .* up to 129"):
+        longest(9, 129)
+
+
+def test_the_log_says_what_cut_the_context():
+    cut = make_limits(MODEL, MeshConfig(), CacheConfig(16, num_pages=9), SchedulerConfig())
+    whole = make_limits(MODEL, MeshConfig(), CacheConfig(16), SchedulerConfig())
+    assert "longest sequence 128 of the model's 4096" in describe(MODEL, MeshConfig(), cut)
+    assert describe(MODEL, MeshConfig(), whole).endswith("longest sequence 4096")
 
 
 def test_chunks_are_no_longer_than_a_sequence():

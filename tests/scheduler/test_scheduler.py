@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from glmjax.config import SchedulerConfig
 from glmjax.engine import Engine
-from glmjax.errors import InvalidRequestError, QueueFullError
+from glmjax.errors import EngineStoppedError, InvalidRequestError, QueueFullError
 from glmjax.runner.fake import FakeRunner, next_token
 from glmjax.scheduler.buckets import decode_buckets, prefill_buckets
 from glmjax.scheduler.scheduler import Scheduler
@@ -269,6 +270,55 @@ def test_without_a_bound_a_request_runs_to_the_end_of_the_context():
     collected = run(engine)
     assert len(collected.tokens["a"]) == 37
     assert collected.reasons["a"] is FinishReason.LENGTH
+
+
+def test_an_aborted_prompt_is_computed_no_further():
+    runner = FakeRunner(make_limits(pages=200, max_seq_len=600), VOCAB)
+    engine = Engine(runner)
+    engine.add(request("long", 512, 1))
+    for _ in range(2):
+        engine.step()
+    engine.abort("long")
+    before = runner.launched
+    assert run(engine).reasons == {"long": FinishReason.ABORT}
+    assert runner.launched == before
+
+
+def test_a_preempted_prompt_gives_its_pages_at_once():
+    limits = make_limits(slots=2, pages=52, max_seq_len=204, chunk=4)
+    engine = Engine(FakeRunner(limits, VOCAB))
+    engine.add(request("old", 40, 100))
+    while not any(o.token_ids for o in engine.step()):
+        pass
+    engine.add(request("new", 155, 4))
+    gap, longest = 0, 0
+    while engine.has_work():
+        outputs = {o.request_id for o in engine.step()}
+        gap = 0 if "old" in outputs else gap + 1
+        if "old" in engine._scheduler._alive:
+            longest = max(longest, gap)
+    assert longest <= 4
+
+
+@pytest.mark.parametrize("method", ["launch", "result"])
+def test_a_failed_step_is_told_once_and_ends_the_engine(method):
+    class Broken(FakeRunner):
+        def launch(self, plan):
+            handle = super().launch(plan)
+            if self.launched == 3 and method == "launch":
+                raise RuntimeError("out of memory")
+            if self.launched == 3:
+                handle = SimpleNamespace(result=lambda: 1 / 0)
+            return handle
+
+    engine = Engine(Broken(make_limits(), VOCAB))
+    engine.add(request("a", 3, 12))
+    with pytest.raises((RuntimeError, ZeroDivisionError)):
+        run(engine)
+    assert not engine.has_work()
+    for call in (engine.step, lambda: engine.add(request("b", 1, 1))):
+        with pytest.raises(EngineStoppedError, match=r"out of memory|ZeroDivisionError"):
+            call()
 
 
 def test_groups_share_the_load():
