@@ -51,7 +51,7 @@ def test_generate_speaks_token_ids(server, greedy):
 
 
 def test_a_parameter_beyond_int32_is_refused_and_harms_nobody(server, greedy):
-    for name in ("top_k", "max_new_tokens", "seed"):
+    for name in ("top_k", "max_new_tokens"):
         params = {"temperature": 1, name: 2**33}
         body = {"input_ids": PROMPTS[0], "sampling_params": params}
         assert httpx.post(f"{server.url}/generate", json=body).status_code == 400
