@@ -20,6 +20,7 @@ from glmjax.checkpoint import (
     CONVERSION,
     MANIFEST,
     PARAMS,
+    VERSION,
     Manifest,
     partial_path,
     write_manifest,
@@ -42,6 +43,14 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 def check_target(target: Path, overwrite: bool) -> None:
     """Raise CheckpointError when a conversion must not write to `target`."""
+    if target.is_symlink() or target.is_mount():
+        raise CheckpointError(
+            f"{target} is a link or a mount point, which cannot be replaced by a finished folder; "
+            "name a folder that is not there yet"
+        )
+    replaced = _replaced(target)
+    if replaced.exists() and any(replaced.iterdir()) and not (replaced / MANIFEST).exists():
+        raise CheckpointError(f"{replaced} is needed for the work, but holds other files; move it")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not (target / MANIFEST).exists():
@@ -86,6 +95,7 @@ def fingerprint(source: Source, manifest: Manifest) -> dict[str, Any]:
     """What must be the same for a conversion to go on: the source, and what is to be written."""
     stats = {file.name: file.stat() for file in source.files}
     return {
+        "layout": VERSION,
         "config": _digest(source.folder / "config.json"),
         "index": _digest(source.folder / INDEX),
         "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
@@ -112,9 +122,9 @@ def copy_files(source: Path, folder: Path) -> list[str]:
 def finish(folder: Path, target: Path, manifest: Manifest) -> None:
     """Write the manifest, then turn `folder` into `target`, replacing an older conversion."""
     write_manifest(folder, manifest)
-    for path in (folder / MANIFEST, folder / PARAMS, folder):
+    for path in (*filter(Path.is_file, folder.iterdir()), folder / PARAMS, folder):
         sync(path)
-    replaced = target.with_name(target.name + ".replaced")
+    replaced = _replaced(target)
     _remove_conversion(replaced)
     if (target / MANIFEST).exists():
         target.rename(replaced)
@@ -123,9 +133,22 @@ def finish(folder: Path, target: Path, manifest: Manifest) -> None:
     _remove_conversion(replaced)
 
 
+def _replaced(target: Path) -> Path:
+    """Where an older conversion waits to be removed."""
+    return target.with_name(target.name + ".replaced")
+
+
 def _remove_conversion(folder: Path) -> None:
+    """Remove a conversion, its manifest last: interrupted, the rest is still known as one."""
     if (folder / MANIFEST).exists():
+        _empty(folder, keep=MANIFEST)
         shutil.rmtree(folder)
+
+
+def _empty(folder: Path, keep: str) -> None:
+    for path in folder.iterdir():
+        if path.name != keep:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:
@@ -179,14 +202,19 @@ def _resume_or_clear(folder: Path, state: Any, wanted: dict[str, Any]) -> str:
     wanted_text = json.dumps(wanted, indent=1) + "\n"
     if text == wanted_text:
         return f"going on with what is in {folder}" if (folder / PARAMS).exists() else ""
-    for path in folder.iterdir():
-        if path.name != CONVERSION:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    # Forget what was there before removing it: half of it must never pass for the whole.
+    _write_state(state, "")
+    (folder / MANIFEST).unlink(missing_ok=True)
+    _empty(folder, keep=CONVERSION)
+    _write_state(state, wanted_text)
+    return f"{folder} was made from another source or dtype: starting again" if text else ""
+
+
+def _write_state(state: Any, text: str) -> None:
     state.truncate(0)
-    state.write(wanted_text)
+    state.write(text)
     state.flush()
     os.fsync(state.fileno())
-    return f"{folder} was made from another source or dtype: starting again" if text else ""
 
 
 def _digest(file: Path) -> str | None:

@@ -19,6 +19,7 @@ from glmjax.text.tokenizer import Tokenizer
 from glmjax.types import FinishReason, Request, RequestOutput, SamplingParams
 
 MAX_CHOICES = 128
+MAX_STOP_CHARS = 8192
 SEED_STRIDE = 0x9E3779B1  # odd, so that the seeds of one request's choices are distinct
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,11 @@ class ChoiceSpec:
     def __post_init__(self) -> None:
         if "" in self.stops:
             raise InvalidRequestError("stop holds an empty string, which would end at once", "stop")
+        size = sum(map(len, self.stops))
+        if size > MAX_STOP_CHARS:
+            raise InvalidRequestError(
+                f"stop has {size} characters in all, but may have {MAX_STOP_CHARS}", "stop"
+            )
 
 
 @dataclass(frozen=True, slots=True)

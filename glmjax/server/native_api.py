@@ -119,7 +119,8 @@ async def detokenize(body: DetokenizeRequest, frontend: FrontendOf) -> Response:
     lists = cast("list[list[int]]", [body.tokens] if one else body.tokens)
     for ids in lists:
         served.check_prompt(ids)
-    texts = [served.tokenizer.decode(ids, body.skip_special_tokens) for ids in lists]
+    decode = served.tokenizer.decode
+    texts = await asyncio.to_thread(lambda: [decode(x, body.skip_special_tokens) for x in lists])
     return JSONResponse({"text": texts[0] if one else texts})
 
 

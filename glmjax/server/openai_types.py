@@ -6,9 +6,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from glmjax.errors import ModelNotFoundError
+from glmjax.errors import InvalidRequestError, ModelNotFoundError
 from glmjax.server.frontend import ChoiceSpec, choices
 from glmjax.server.served import ServedModel
+
+MAX_TOTAL_CHOICES = 1024
 
 
 class StreamOptions(BaseModel):
@@ -68,8 +70,14 @@ class SamplingRequest(BaseModel):
         )
         stops = stop_strings(self.stop)
         skip = self.skip_special_tokens is not False
-        specs = [ChoiceSpec(tuple(prompt), sampling, stops, skip) for prompt in prompts]
         n = 1 if self.n is None else self.n
+        if n * len(prompts) > MAX_TOTAL_CHOICES:
+            raise InvalidRequestError(
+                f"{len(prompts)} prompts x n {n} is above {MAX_TOTAL_CHOICES} choices a request; "
+                "send several requests",
+                "prompt",
+            )
+        specs = [ChoiceSpec(tuple(prompt), sampling, stops, skip) for prompt in prompts]
         return [choice for spec in specs for choice in choices(spec, n, self.seed)]
 
 

@@ -88,7 +88,7 @@ class ServedModel:
         explicit = {key: value for key, value in given.items() if value is not None}
         return SamplingParams(**(dict(self.default_sampling) | explicit))
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], /, **variables: Any) -> list[int]:
         """Token ids of a conversation. Raises InvalidRequestError as the template does."""
         if self.template is None:
             raise InvalidRequestError(

@@ -61,9 +61,9 @@ async def running(
 
 def check_free(host: str, *ports: int) -> None:
     """Raise ConfigError now, not after minutes of loading, when `serve` could not listen."""
-    for port in ports:
-        with listen(host, port):
-            pass
+    with contextlib.ExitStack() as held:  # all at once, so that two equal ports are seen too
+        for port in ports:
+            held.enter_context(listen(host, port))
 
 
 async def serve(

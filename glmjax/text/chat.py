@@ -50,7 +50,7 @@ class ChatTemplate:
         source = file.read_text("utf-8") if file.is_file() else _default(config)
         return None if source is None else cls(source, _special_tokens(config))
 
-    def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], /, **variables: Any) -> str:
         """The prompt for `messages`, up to where the assistant begins.
 
         Args:
@@ -63,7 +63,7 @@ class ChatTemplate:
         variables = {"add_generation_prompt": True} | self._special_tokens | variables
         normal = [_message(message, i) for i, message in enumerate(messages)]
         try:
-            return self._template.render(messages=normal, **variables)
+            return self._template.render(variables | {"messages": normal})
         except Exception as error:  # a template is a program: the user's data can raise anything
             raise InvalidRequestError(
                 f"the model's chat template refused the messages: {error}", "messages"
@@ -124,8 +124,10 @@ def _message(message: Mapping[str, Any], index: int) -> dict[str, Any]:
             f"{where}.role is {role!r}, expected one of {', '.join(ROLES)}", "messages"
         )
     normal = {**message, "role": ROLES[role], "content": _text(message.get("content"), where)}
-    if message.get("tool_calls"):
-        normal["tool_calls"] = [_tool_call(call, where) for call in message["tool_calls"]]
+    if calls := message.get("tool_calls"):
+        if not isinstance(calls, list):
+            raise InvalidRequestError(f"{where}.tool_calls must be a list", "messages")
+        normal["tool_calls"] = [_tool_call(call, where) for call in calls]
     return normal
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
-from glmjax.text.stops import StopMatcher
+from glmjax.text.stops import stop_matcher
 from glmjax.text.tokenizer import Tokenizer
 
 
@@ -32,7 +32,7 @@ class Detokenizer:
         self._token_bytes = tokenizer.token_bytes
         self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._matcher = StopMatcher(stops) if stops else None
+        self._matcher = stop_matcher(tuple(stops)) if stops else None
         self._state = 0
         self._held = ""
 

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
+
+
+@lru_cache(maxsize=64)
+def stop_matcher(stops: tuple[str, ...]) -> StopMatcher:
+    """A matcher, shared by all sequences with the same stop strings: it holds no text."""
+    return StopMatcher(stops)
 
 
 class StopMatcher:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,6 +115,47 @@ def test_the_last_rename_is_resumed_too(tmp_path):
     (tmp_path / "out").rename(tmp_path / "out.partial")
     convert(source, tmp_path / "out")
     verify(source, tmp_path / "out")
+
+
+def test_half_cleared_work_is_never_taken_for_whole(tmp_path, monkeypatch):
+    source = write(tmp_path / "hf", TINY, draw(TINY))
+    convert(source, tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / "out.partial")
+    rmtree = shutil.rmtree
+
+    def killed(path, **options):
+        rmtree(path / "layer_00001")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, tmp_path / "out", dtype="float32")
+    monkeypatch.undo()
+    convert(source, tmp_path / "out")
+    verify(source, tmp_path / "out")
+
+
+def test_an_interrupted_removal_does_not_block_the_next_overwrite(tmp_path):
+    source = write(tmp_path / "hf", TINY, draw(TINY))
+    convert(source, tmp_path / "out")
+    shutil.copytree(tmp_path / "out", tmp_path / "out.replaced")
+    shutil.rmtree(tmp_path / "out.replaced" / "params")
+    convert(source, tmp_path / "out", overwrite=True)
+    verify(source, tmp_path / "out")
+    assert not (tmp_path / "out.replaced").exists()
+
+
+def test_places_that_cannot_be_replaced_are_refused_at_once(tmp_path):
+    source = write(tmp_path / "hf", TINY, draw(TINY))
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(CheckpointError, match="is a link or a mount point"):
+        convert(source, tmp_path / "link")
+    (tmp_path / "out.replaced").mkdir()
+    (tmp_path / "out.replaced" / "thesis.tex").write_text("years of work")
+    with pytest.raises(CheckpointError, match=r"out\.replaced is needed for the work"):
+        convert(source, tmp_path / "out")
+    assert (tmp_path / "out.replaced" / "thesis.tex").exists()
 
 
 # Disks
