@@ -378,7 +378,8 @@ class MeshConfig:
         }
         uneven = [f"{name} {size}" for name, size in sizes.items() if size % self.tensor]
         if uneven:
-            divisors = [n for n in range(1, self.tensor) if not any(s % n for s in sizes.values())]
+            common = math.gcd(*sizes.values())
+            divisors = [n for n in range(1, common + 1) if common % n == 0]
             raise ConfigError(
                 f"a mesh with tensor parallel {self.tensor} does not divide {', '.join(uneven)} "
                 f"of this model; tensor parallel sizes that do: {', '.join(map(str, divisors))}"

@@ -20,10 +20,12 @@ def write_kv(
 ) -> tuple[jax.Array, jax.Array]:
     """Store k and v [T, K, h] of one layer at (page_ids, offsets) int32 [T] of the pools.
 
-    Pools are [L, P, S, K, h]; donated, they are written in place. Padding goes to page 0.
+    Pools are [L, P, S, K, h]; donated, they are written in place. Padding goes to page 0. A uint16
+    pool holds the bits of bfloat16: on a CPU, XLA would convert a whole bfloat16 pool to float32
+    and back at every access.
     """
-    k_pages = k_pages.at[layer, page_ids, offsets].set(k.astype(k_pages.dtype))
-    v_pages = v_pages.at[layer, page_ids, offsets].set(v.astype(v_pages.dtype))
+    k_pages = k_pages.at[layer, page_ids, offsets].set(_stored(k, k_pages.dtype))
+    v_pages = v_pages.at[layer, page_ids, offsets].set(_stored(v, v_pages.dtype))
     return k_pages, v_pages
 
 
@@ -90,13 +92,22 @@ def paged_attention(
     return jnp.zeros_like(q).at[target].set(out, mode="drop")
 
 
+def _stored(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    if dtype == jnp.uint16:
+        return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
+    return x.astype(dtype)
+
+
 def _pad_columns(table: jax.Array, multiple: int) -> jax.Array:
     return jnp.pad(table, ((0, 0), (0, -table.shape[1] % multiple)))
 
 
 def _gather(pool: jax.Array, layer: jax.Array, pages: jax.Array) -> jax.Array:
     """Pages [R, n] of one layer as float32 [R, n * S, K, h]."""
-    taken = pool[layer, pages].astype(jnp.float32)
+    taken = pool[layer, pages]
+    if pool.dtype == jnp.uint16:
+        taken = jax.lax.bitcast_convert_type(taken.astype(jnp.uint32) << 16, jnp.float32)
+    taken = taken.astype(jnp.float32)
     return taken.reshape(pages.shape[0], -1, *pool.shape[3:])
 
 

@@ -394,7 +394,7 @@ def test_a_mesh_that_does_not_divide_says_what_would():
     message = (
         "a mesh with tensor parallel 6 does not divide num_key_value_heads 8, "
         "moe_intermediate_size 1408, vocab_size 151552 of this model; tensor parallel sizes "
-        "that do: 1, 2, 4"
+        "that do: 1, 2, 4, 8"
     )
     with pytest.raises(ConfigError) as error:
         MeshConfig(1, 6).check(ModelConfig.from_name("zai-org/GLM-4.5-Air"))

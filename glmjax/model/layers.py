@@ -11,6 +11,7 @@ from glmjax.model.quant import Weight, matmul
 from glmjax.model.spec import param
 from glmjax.sharding import gather_tensor, psum_tensor, tensor_index
 from pallas_kernels.activation import silu_mul
+from pallas_kernels.linear import dot
 
 
 class LayerVectors(nnx.Module):
@@ -74,5 +75,4 @@ def embed(input_ids: jax.Array, table: jax.Array) -> jax.Array:
 
 def logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
     """Hidden states [R, D] times a vocabulary-sharded head [V, D] -> float32 [R, V], whole."""
-    part = jnp.einsum("rd,vd->rv", hidden, head, preferred_element_type=jnp.float32)
-    return gather_tensor(part)
+    return gather_tensor(dot("rd,vd->rv", hidden, head))

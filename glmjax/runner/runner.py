@@ -51,7 +51,7 @@ class DeviceRunner:
     ):
         self.limits = limits
         self._params = params
-        self._state = make_state(state_specs(model, limits, model.dtype), mesh)
+        self._state = make_state(state_specs(model, limits, kv_dtype(model, mesh)), mesh)
         self._programs = compile_all(model, limits, mesh, params, self._state)
         self._blob_sharding = named_sharding(mesh, ("groups", None))
 
@@ -65,3 +65,9 @@ class DeviceRunner:
         self._state, out = self._programs[plan.bucket](self._params, self._state, blob)
         out.copy_to_host_async()
         return DeviceHandle(out)
+
+
+def kv_dtype(model: ModelConfig, mesh: Mesh) -> str:
+    """What the KV pool is stored as: the model's dtype, on a CPU the bits of bfloat16 as uint16."""
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return "uint16" if on_cpu and model.dtype == "bfloat16" else model.dtype

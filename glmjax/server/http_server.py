@@ -40,7 +40,7 @@ def listen(host: str, port: int) -> socket.socket:
         sock = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise ConfigError(
-            f"cannot listen on {host} port {port}: {error.strerror}; choose another --port"
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another port"
         ) from None
     # Connections inherit it. asyncio sets it only on sockets that it made itself, and without it
     # an answer in two writes waits 40 ms for the client's delayed acknowledgement.

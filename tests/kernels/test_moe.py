@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels.linear import quantize, scaled_linear
+from pallas_kernels.linear import dot, quantize, scaled_linear
 from pallas_kernels.moe import grouped_mlp
 from pallas_kernels.router import route
 
@@ -157,3 +157,14 @@ def test_rows_are_independent_of_the_rest_of_the_batch():
     together = jax.jit(grouped_mlp)(x, ids, weights, *arrays)
     one = jax.jit(grouped_mlp)(x[:1], ids[:1], weights[:1], *arrays)
     np.testing.assert_allclose(together[:1], one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8])
+def test_few_bfloat16_rows_are_widened_not_changed(rows):
+    rng = np.random.default_rng(3)
+    x = jnp.asarray(rng.standard_normal((rows, 64)), jnp.bfloat16)
+    weight = jnp.asarray(rng.standard_normal((2, 5, 64)), jnp.bfloat16)
+    exact = np.einsum("tk,mnk->tmn", np.asarray(x, np.float64), np.asarray(weight, np.float64))
+    got = jax.jit(dot, static_argnums=0)("tk,...nk->t...n", x, weight)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-4)

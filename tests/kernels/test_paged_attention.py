@@ -80,3 +80,19 @@ def test_write_reaches_its_layer_page_and_offset_only():
     expected[1, 3, 0], expected[1, 1, 1] = 1, 2
     np.testing.assert_array_equal(k_pages, expected)
     np.testing.assert_array_equal(v_pages, -expected)
+
+
+def test_a_pool_of_bits_is_a_bfloat16_pool():
+    rng = np.random.default_rng(0)
+    k, v, q = (
+        jnp.asarray(rng.standard_normal((6, KV_HEADS, HEAD_DIM)), jnp.bfloat16) for _ in "kvq"
+    )
+    pages, offsets = jnp.array([2, 2, 2, 2, 5, 5]), jnp.array([0, 1, 2, 3, 0, 1])
+    outputs = []
+    for dtype in (jnp.bfloat16, jnp.uint16):
+        pool = jnp.zeros((1, 6, 4, KV_HEADS, HEAD_DIM), dtype)
+        pools = write_kv(pool, pool, k, v, jnp.int32(0), pages, offsets)
+        row = (jnp.array([[2, 5]]), jnp.array([0]), jnp.array([6]), jnp.array([6]))
+        outputs.append(paged_attention(q, *pools, jnp.int32(0), *row, max_q_len=6, scale=0.3))
+    np.testing.assert_array_equal(*(np.asarray(out, np.float32) for out in outputs))
+    assert np.abs(np.asarray(outputs[0], np.float32)).max() > 0

@@ -221,7 +221,7 @@ def test_a_taken_port(served: ServedModel):
 
     with socket.create_server((HOST, 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"port {port}.*--port"):
+        with pytest.raises(ConfigError, match=f"port {port}.*another port"):
             asyncio.run(start(port, 0))
         with pytest.raises(ConfigError, match=f"port {port}.*--grpc-port"):
             asyncio.run(start(0, port))
