@@ -18,8 +18,8 @@ _COMMON_PARTS = 16
 def tensor_parts(config: ModelConfig) -> int:
     """Into how many parts to cut a sharded axis.
 
-    A tensor-parallel size divides the KV heads, so this many parts divide evenly over each of
-    them; 16 at least, for meshes that will repeat KV heads.
+    A tensor-parallel size divides the KV heads or is a multiple of them, which repeats them. This
+    many parts divide evenly over each of the former; 16 at least, for the smallest of the latter.
     """
     return math.lcm(_COMMON_PARTS, config.num_key_value_heads)
 

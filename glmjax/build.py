@@ -44,6 +44,6 @@ def build(
     log.info("%s", describe(config, mesh, limits))
     served = ServedModel.load(folder, name, limits.max_seq_len)
     devices = mesh_for(mesh)
-    config, params = load(folder, devices, dtype)
+    _, params = load(folder, devices, dtype)
     runner = DeviceRunner(config, params, devices, limits)
     return Engine(runner, scheduler, served.eos_token_ids), replace(served, config=config)

@@ -126,6 +126,19 @@ class ModelConfig:
         """MoE layers of the main model, the MTP block not counted."""
         return self.num_hidden_layers - self.first_k_dense_replace
 
+    def replicated(self, tensor: int) -> ModelConfig:
+        """The model as `tensor` tensor-parallel devices run it.
+
+        With r devices a KV head that is a model with `tensor` of them: each KV head repeated r
+        times, its query heads shared out. Where they do not share out evenly the model stays as it
+        is, and `MeshConfig.check` refuses it.
+        """
+        repeats, rest = divmod(tensor, self.num_key_value_heads)
+        queries = self.num_attention_heads // self.num_key_value_heads
+        if rest or repeats == 1 or queries % repeats:
+            return self
+        return replace(self, num_key_value_heads=tensor)
+
     def kv_bytes_per_token(self, dtype: str | None = None) -> int:
         """Bytes of K and V for one position in all layers, the MTP block not counted."""
         item_bytes = 4 if (dtype or self.dtype) == "float32" else 2
@@ -366,24 +379,35 @@ class MeshConfig:
         return cls(data, tensor)
 
     def check(self, model: ModelConfig) -> None:
-        """Raise ConfigError unless every sharded size of `model` divides over `tensor`."""
-        sizes = {
-            name: getattr(model, name)
-            for name in (
-                "num_key_value_heads",
-                "intermediate_size",
-                "moe_intermediate_size",
-                "vocab_size",
-            )
-        }
-        uneven = [f"{name} {size}" for name, size in sizes.items() if size % self.tensor]
+        """Raise ConfigError unless every sharded size of `model` divides over `tensor`.
+
+        KV heads may be fewer: then they are repeated, as `ModelConfig.replicated` says.
+        """
+        uneven = _uneven(model, self.tensor)
         if uneven:
-            common = math.gcd(*sizes.values())
-            divisors = [n for n in range(1, common + 1) if common % n == 0]
+            candidates = range(1, model.moe_intermediate_size + 1)
+            fitting = [str(n) for n in candidates if not _uneven(model, n)]
             raise ConfigError(
                 f"a mesh with tensor parallel {self.tensor} does not divide {', '.join(uneven)} "
-                f"of this model; tensor parallel sizes that do: {', '.join(map(str, divisors))}"
+                f"of this model; tensor parallel sizes that fit: {', '.join(fitting)}"
             )
+
+
+def _uneven(model: ModelConfig, tensor: int) -> list[str]:
+    """The sizes of `model` that `tensor` devices can neither divide nor, for KV heads, repeat."""
+    queries = model.num_attention_heads // model.num_key_value_heads
+    notes = {
+        "num_key_value_heads": f" ({queries} query heads each)",
+        "intermediate_size": "",
+        "moe_intermediate_size": "",
+        "vocab_size": "",
+    }
+    run = model.replicated(tensor)
+    return [
+        f"{name} {getattr(model, name)}{note}"
+        for name, note in notes.items()
+        if getattr(run, name) % tensor
+    ]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 from glmjax.config import SchedulerConfig
 from glmjax.errors import EngineStoppedError
@@ -84,6 +85,23 @@ class Engine:
             self._failure = error
             raise
         return outputs
+
+    def update_params(self, params: Any) -> None:
+        """Serve other weights of the same model, from the next launched step on.
+
+        Nothing is compiled, and requests that run go on: a step in flight ends with the old
+        weights, the next starts with the new. KV computed so far is kept as the old weights made
+        it, so only requests added from here on are wholly the new model's.
+
+        Args:
+            params: what the runner takes; a `DeviceRunner` the parameter tree, on any devices.
+
+        Raises:
+            ConfigError: they do not fit the model that runs; it goes on as it is.
+            EngineStoppedError: an earlier step failed.
+        """
+        self._check_alive()
+        self._runner.update_params(params)
 
     def _launch(self) -> bool:
         """Plan and launch a step; whether there was one."""

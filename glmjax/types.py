@@ -244,3 +244,14 @@ class Runner(Protocol):
             KeyError: the plan's bucket was not compiled.
         """
         ...
+
+    def update_params(self, params: Any) -> None:
+        """Launch the next steps with other weights; steps launched already keep the old ones.
+
+        Args:
+            params: weights in the runner's own form.
+
+        Raises:
+            ConfigError: they do not fit the model that runs; nothing has changed then.
+        """
+        ...

@@ -392,9 +392,9 @@ def test_official_sizes_divide_over_official_meshes(name, mesh):
 
 def test_a_mesh_that_does_not_divide_says_what_would():
     message = (
-        "a mesh with tensor parallel 6 does not divide num_key_value_heads 8, "
-        "moe_intermediate_size 1408, vocab_size 151552 of this model; tensor parallel sizes "
-        "that do: 1, 2, 4, 8"
+        "a mesh with tensor parallel 6 does not divide num_key_value_heads 8 (12 query heads "
+        "each), moe_intermediate_size 1408, vocab_size 151552 of this model; tensor parallel "
+        "sizes that fit: 1, 2, 4, 8, 16, 32"
     )
     with pytest.raises(ConfigError) as error:
         MeshConfig(1, 6).check(ModelConfig.from_name("zai-org/GLM-4.5-Air"))
@@ -405,9 +405,37 @@ def test_a_mesh_that_does_not_divide_says_what_would():
     "field", ["num_key_value_heads", "intermediate_size", "moe_intermediate_size", "vocab_size"]
 )
 def test_every_sharded_size_is_checked(field):
-    sizes = {"num_key_value_heads": 8, "num_attention_heads": 8} | {field: 4}
-    with pytest.raises(ConfigError, match=f"{field} 4 of this model"):
+    sizes = {"num_key_value_heads": 8} | {field: 4}
+    sizes["num_attention_heads"] = sizes["num_key_value_heads"]
+    with pytest.raises(ConfigError, match=rf"{field} 4( \(1 query heads each\))? of this model"):
         MeshConfig(1, 8).check(replace(SMALL, **sizes))
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "heads", "fitting"),
+    [
+        (2, 8, [1, 2, 4, 8]),
+        (2, 12, [1, 2, 4]),  # 6 query heads a KV head are no whole number for 4 devices
+        (1, 16, [1, 2, 4, 8, 16]),
+        (4, 4, [1, 2, 4]),
+        (3, 12, [1]),  # no multiple of 3 divides the other sizes
+        (16, 32, [1, 2, 4, 8, 16, 32]),
+    ],
+)
+def test_a_mesh_may_repeat_kv_heads_that_share_out_their_queries(kv_heads, heads, fitting):
+    widths = {"intermediate_size": 128, "moe_intermediate_size": 64, "vocab_size": 256}
+    model = replace(SMALL, num_key_value_heads=kv_heads, num_attention_heads=heads, **widths)
+    message = f"num_key_value_heads.*that fit: {', '.join(map(str, fitting))}$"
+    for tensor in (1, 2, 4, 8, 16, 32, 64):
+        run = model.replicated(tensor)
+        if tensor in fitting:
+            MeshConfig(1, tensor).check(model)
+            assert run == replace(model, num_key_value_heads=max(kv_heads, tensor))
+            assert run.replicated(tensor) == run
+        else:
+            assert run == model
+            with pytest.raises(ConfigError, match=message):
+                MeshConfig(1, tensor).check(model)
 
 
 # The other configs

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from glmjax.errors import ConfigError
 from glmjax.types import Limits, Row, StepPlan, StepResult
 
 
@@ -37,11 +39,16 @@ class FakeRunner:
     Args:
         limits: shapes to offer; a plan with another bucket raises KeyError.
         vocab_size: tokens are below it.
+
+    Attributes:
+        launched: steps so far.
+        params: an int in place of weights, 0 at first; sampled tokens depend on it as on a seed.
     """
 
     def __init__(self, limits: Limits, vocab_size: int = 512):
         self.limits = limits
         self.launched = 0
+        self.params = 0
         self._vocab_size = vocab_size
         groups = limits.groups
         self._pool = np.full((groups, limits.pages, limits.page_size), -1, np.int32)
@@ -63,6 +70,12 @@ class FakeRunner:
                 tokens[g, r, 0], accepted[g, r] = token, int(row.sample)
         return FakeHandle(StepResult(tokens, accepted))
 
+    def update_params(self, params: Any) -> None:
+        """Sample with other weights: any int. Raises ConfigError for anything else."""
+        if not isinstance(params, int):
+            raise ConfigError(f"params are {type(params).__name__}; a fake runner takes an int")
+        self.params = params
+
     def _check_shape(self, plan: StepPlan, rows: tuple[Row, ...]) -> None:
         lens = [row.q_len for row in rows]
         bounds = (len(rows), sum(lens), max(lens, default=0))
@@ -81,7 +94,7 @@ class FakeRunner:
         self._pool[group, table[pages], offsets] = query
         self._lens[group, row.slot] = end = start + row.q_len
         seen = self._pool[group, table].reshape(-1)[:end]
-        token = next_token(seen, row.sampling.seed, self._vocab_size)
+        token = next_token(seen, row.sampling.seed ^ self.params, self._vocab_size)
         if row.sample:
             self._last[group, row.slot] = token
         return token

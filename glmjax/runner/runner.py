@@ -13,7 +13,9 @@ from jax.sharding import Mesh
 from glmjax.config import ModelConfig
 from glmjax.runner.blob import pack
 from glmjax.runner.compiled import compile_all
+from glmjax.runner.kv_heads import tensor_size
 from glmjax.runner.state import make_state, state_specs
+from glmjax.runner.update import fit
 from glmjax.sharding import named_sharding
 from glmjax.types import Limits, StepPlan, StepResult
 
@@ -36,7 +38,7 @@ class DeviceRunner:
     """Runs steps on a mesh.
 
     Args:
-        model: sizes; its dtype is the parameters'.
+        model: sizes, KV heads as stored or repeated as `mesh` needs; its dtype is the parameters'.
         params: arrays on the mesh, as `glmjax.runner.weights` restores them.
         mesh: devices.
         limits: shapes; all are compiled here, ahead of serving.
@@ -51,6 +53,8 @@ class DeviceRunner:
     ):
         self.limits = limits
         self._params = params
+        self._kv_heads = model.num_key_value_heads
+        model = model.replicated(tensor_size(mesh))
         self._state = make_state(state_specs(model, limits, kv_dtype(model, mesh)), mesh)
         self._programs = compile_all(model, limits, mesh, params, self._state)
         self._blob_sharding = named_sharding(mesh, ("groups", None))
@@ -65,6 +69,19 @@ class DeviceRunner:
         self._state, out = self._programs[plan.bucket](self._params, self._state, blob)
         out.copy_to_host_async()
         return DeviceHandle(out)
+
+    def update_params(self, params: Any) -> None:
+        """Launch the next steps with other weights; steps launched already keep the old ones.
+
+        Args:
+            params: a tree of all parameters, as `glmjax.runner.weights.load` returns it or with KV
+                heads as stored; float arrays of any dtype, on any devices. They are copied: while
+                this runs a device holds the old weights and the new.
+
+        Raises:
+            ConfigError: another tree than the running one; nothing has changed then.
+        """
+        self._params = fit(params, self._params, self._kv_heads)
 
 
 def kv_dtype(model: ModelConfig, mesh: Mesh) -> str:

@@ -1,13 +1,14 @@
 """Restores a converted checkpoint straight into shardings, a group at a time.
 
 Each device reads its own part of every array; what the host holds is the part of one group that is
-on its way to the devices.
+on its way to the devices. Only KV heads that a mesh repeats are read whole, and cut on the devices.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from glmjax.model.decoder import Decoder
 from glmjax.model.mtp import MTP
 from glmjax.model.quant import QuantArray
 from glmjax.model.spec import abstract, path_name, quantize_specs, specs_of
-from glmjax.sharding import partition_spec
+from glmjax.runner.kv_heads import repeat, tensor_size, unsplit
+from glmjax.sharding import named_sharding, partition_spec
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ _LOG_EVERY_S = 10.0
 
 
 def read_config(folder: str | Path, dtype: str | None = None) -> ModelConfig:
-    """The config that `load` would return, without restoring anything. Raises as `load` does."""
+    """The config of a converted folder as stored, KV heads not repeated. Raises as `load` does."""
     return open_converted(folder, dtype).config
 
 
@@ -43,18 +45,21 @@ def load(folder: str | Path, mesh: Mesh, dtype: str | None = None) -> tuple[Mode
             bias keep their dtype. None: as stored.
 
     Returns:
-        The config, and arrays on `mesh` in the structure of `decoder_specs`.
+        The config as `mesh` runs it (`ModelConfig.replicated`), and arrays on `mesh` in its shapes
+        and the structure of `decoder_specs`. Where KV heads are repeated the tree is for running:
+        trained, the copies of a head would part.
 
     Raises:
         CheckpointError: not a converted folder, unfinished, or files missing or damaged.
         ConfigError: an unusable config.json, or `mesh` does not divide the model.
     """
     converted = open_converted(folder, dtype)
-    return converted.config, _restore(converted, decoder_specs(converted), "", mesh)
+    params = _restore(converted, decoder_specs(converted), "", mesh)
+    return converted.config.replicated(tensor_size(mesh)), params
 
 
 def load_mtp(folder: str | Path, mesh: Mesh, dtype: str | None = None) -> Params:
-    """Restore the MTP block, in the structure of `mtp_specs`.
+    """Restore the MTP block, in the structure of `mtp_specs`; KV heads repeated as by `load`.
 
     Raises as `load` does, and CheckpointError when the folder has no MTP block.
     """
@@ -83,20 +88,29 @@ def _restore(converted: Converted, specs: Params, root: str, mesh: Mesh) -> Para
     wanted = {root + path_name(path): spec for path, spec in flat}
     _check_shapes(converted, {path: spec.shape for path, spec in wanted.items()})
     _check_blocks(specs, mesh)
-    targets = abstract(wanted, mesh)
+    kv_heads = converted.config.replicated(tensor_size(mesh)).num_key_value_heads
+    targets = abstract({p: unsplit(p, spec, kv_heads) for p, spec in wanted.items()}, mesh)
     _check_divisible(targets, mesh)
     groups: dict[str, dict[str, str]] = {}
     for path in wanted:
         group, key = locate(path)
         groups.setdefault(group, {})[key] = path
     check_files(converted, groups)
-    arrays = _restore_groups(converted, groups, targets)
+
+    def place(path: str, array: jax.Array) -> jax.Array:
+        return repeat(path, array, kv_heads, named_sharding(mesh, wanted[path].axes))
+
+    arrays = _restore_groups(converted, groups, targets, place)
     return jax.tree.unflatten(structure, [arrays[path] for path in wanted])
 
 
 def _restore_groups(
-    converted: Converted, groups: dict[str, dict[str, str]], targets: dict[str, Any]
+    converted: Converted,
+    groups: dict[str, dict[str, str]],
+    targets: dict[str, Any],
+    place: Callable[[str, jax.Array], jax.Array],
 ) -> dict[str, jax.Array]:
+    """Restore `groups`, each passed through `place` before the next is read."""
     arrays: dict[str, jax.Array] = {}
     start = last = time.monotonic()
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -104,7 +118,7 @@ def _restore_groups(
             folder = converted.folder.absolute() / PARAMS / group
             wanted = {key: targets[path] for key, path in paths.items()}
             restored = _restore_group(checkpointer, folder, wanted)
-            arrays |= {path: restored[key] for key, path in paths.items()}
+            arrays |= {path: place(path, restored[key]) for key, path in paths.items()}
             if time.monotonic() - last > _LOG_EVERY_S:
                 last = time.monotonic()
                 logger.info("%s: %d of %d groups restored", converted.folder, count, len(groups))

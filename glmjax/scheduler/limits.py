@@ -50,7 +50,7 @@ def make_limits(
 
 def describe(model: ModelConfig, mesh: MeshConfig, limits: Limits) -> str:
     """One line for the log: what runs at once, and what bounds the longest sequence."""
-    pool_bytes = limits.pages * limits.page_size * model.kv_bytes_per_token() // mesh.tensor
+    pool_bytes = limits.pages * limits.page_size * _token_bytes(model, mesh)
     line = (
         f"{limits.groups} x {limits.slots} sequences at once, {limits.groups} x {limits.pages} KV "
         f"pages of {limits.page_size} tokens ({pool_bytes / 2**30:.2f} GiB a device), longest "
@@ -64,8 +64,8 @@ def describe(model: ModelConfig, mesh: MeshConfig, limits: Limits) -> str:
 
 
 def _pages_in(model: ModelConfig, mesh: MeshConfig, cache: CacheConfig) -> int:
-    """Pages that fit the memory of one device, which holds 1 / tensor of every page."""
-    page_bytes = model.kv_bytes_per_token() * cache.page_size // mesh.tensor
+    """Pages that fit the memory of one device, which holds some KV heads of every page."""
+    page_bytes = _token_bytes(model, mesh) * cache.page_size
     pages = cache.memory_bytes // page_bytes
     if pages < 2:
         raise ConfigError(
@@ -73,3 +73,8 @@ def _pages_in(model: ModelConfig, mesh: MeshConfig, cache: CacheConfig) -> int:
             "give it more memory or use a larger mesh"
         )
     return pages
+
+
+def _token_bytes(model: ModelConfig, mesh: MeshConfig) -> int:
+    """Bytes of K and V for one position on one device, which holds at least one KV head."""
+    return model.replicated(mesh.tensor).kv_bytes_per_token() // mesh.tensor

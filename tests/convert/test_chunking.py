@@ -37,7 +37,7 @@ def too_large(shape, chunks, dtype):
 
 
 @pytest.mark.parametrize("name", ["zai-org/GLM-4.5", "zai-org/GLM-4.5-Air"])
-@pytest.mark.parametrize("tensor", [1, 2, 4, 8])
+@pytest.mark.parametrize("tensor", [1, 2, 4, 8, 16])
 def test_a_device_reads_whole_chunks_of_its_part(name, tensor):
     config = replace(KNOWN_MODELS[name], num_hidden_layers=5)
     MeshConfig(tensor=tensor).check(config)

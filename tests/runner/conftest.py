@@ -20,9 +20,9 @@ from glmjax.sharding import make_mesh, named_sharding
 TINY = replace(CASES["qk_norm"], num_hidden_layers=2)
 
 
-def random_params(config, mesh):
+def random_params(config, mesh, seed: int = 0):
     """Arrays for a decoder, of order one after each product."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
 
     def leaf(spec: ParamSpec) -> jax.Array:
         scale = spec.shape[-1] ** -0.5 if len(spec.shape) > 1 else 1.0
@@ -36,7 +36,13 @@ def random_params(config, mesh):
 def make_runner():
     """A runner of TINY by mesh, dtype and sizes."""
 
-    def make(mesh: str = "1", dtype: str = "float32", pages: int = 40, slots: int = 4):
+    def make(
+        mesh: str = "1",
+        dtype: str = "float32",
+        pages: int = 40,
+        slots: int = 4,
+        seed: int = 0,
+    ):
         config, shape = replace(TINY, dtype=dtype), MeshConfig.parse(mesh)
         cache = CacheConfig(page_size=4, num_pages=pages)
         scheduler = SchedulerConfig(
@@ -44,6 +50,16 @@ def make_runner():
         )
         devices = make_mesh(shape)
         limits = make_limits(config, shape, cache, scheduler)
-        return DeviceRunner(config, random_params(config, devices), devices, limits)
+        return DeviceRunner(config, random_params(config, devices, seed), devices, limits)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_params():
+    """The tree that `make_runner` makes for a seed, on one device."""
+
+    def make(seed: int):
+        return random_params(TINY, make_mesh(MeshConfig()), seed)
 
     return make

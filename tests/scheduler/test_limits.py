@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from glmjax.errors import ConfigError
 from glmjax.scheduler.limits import describe, make_limits
 
 MODEL = default_config()  # 4 layers x 2 x 8 heads x 32 dims x 4 bytes = 8,192 bytes a token
+SMALL = SchedulerConfig(1)
 
 
 def test_every_request_at_full_length_when_memory_allows():
@@ -30,6 +33,15 @@ def test_pages_fill_the_memory_of_a_device_and_no_more(pages, tensor, page_size)
     limits = make_limits(MODEL, MeshConfig(1, tensor), cache, SchedulerConfig())
     assert limits.pages == pages
     assert limits.max_seq_len == min(4096, (pages - 1) * page_size)
+
+
+def test_a_device_holds_one_kv_head_of_those_that_are_repeated():
+    """8 KV heads over 16 devices take as much of each as over 8."""
+    for model in (MODEL, MODEL.replicated(16)):
+        limits = make_limits(model, MeshConfig(1, 16), CacheConfig(16, memory_bytes=2**18), SMALL)
+        assert limits.pages == 2**18 // (8192 // 8 * 16)
+        many = replace(limits, pages=2**16)
+        assert "(1.00 GiB a device)" in describe(model, MeshConfig(1, 16), many)
 
 
 def test_the_longest_sequence_is_what_is_asked_else_what_is_held_and_trained():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from glmjax.config import SchedulerConfig
 from glmjax.engine import Engine
-from glmjax.errors import EngineStoppedError, InvalidRequestError, QueueFullError
+from glmjax.errors import ConfigError, EngineStoppedError, InvalidRequestError, QueueFullError
 from glmjax.runner.fake import FakeRunner, next_token
 from glmjax.scheduler.buckets import decode_buckets, prefill_buckets
 from glmjax.scheduler.scheduler import Scheduler
@@ -319,6 +319,19 @@ def test_a_failed_step_is_told_once_and_ends_the_engine(method):
     for call in (engine.step, lambda: engine.add(request("b", 1, 1))):
         with pytest.raises(EngineStoppedError, match=r"out of memory|ZeroDivisionError"):
             call()
+
+
+def test_other_weights_from_the_next_launch_on():
+    engine, asked = Engine(FakeRunner(make_limits(), VOCAB)), request("a", 3, 5)
+    engine.add(asked)
+    assert engine.step() == []  # in flight: it samples the first token
+    engine.update_params(7)
+    tokens, seen = run(engine).tokens["a"], list(asked.prompt_ids)
+    for params, token in zip([0, 7, 7, 7, 7], tokens, strict=True):
+        assert token == next_token(np.array(seen), asked.sampling.seed ^ params, VOCAB)
+        seen.append(token)
+    with pytest.raises(ConfigError, match="params are str"):
+        engine.update_params("b")
 
 
 def test_groups_share_the_load():
