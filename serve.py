@@ -9,20 +9,17 @@ import math
 import sys
 from pathlib import Path
 
-from convert.hf_to_orbax import convert
-from glmjax.bench.synthetic import default_config, write_checkpoint
 from glmjax.build import build
+from glmjax.bundled import converted
 from glmjax.config import DTYPES, CacheConfig, MeshConfig, SchedulerConfig
 from glmjax.devices import cache_folder, prepare
 from glmjax.errors import GlmjaxError
 from glmjax.server.serving import check_free, serve
 
-log = logging.getLogger("glmjax")
-
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 EPILOG = """examples:
-  python serve.py                                 a small random model, to see it work
+  python serve.py                                 the bundled glm-nano, to see it work
   python serve.py --model glm-4.5-air --mesh 8    tensor parallel over 8 devices
   python serve.py --model glm-4.5-air --mesh 2x4  2 data groups of tensor parallel 4
 
@@ -42,8 +39,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--model",
         type=Path,
-        help="folder that convert/hf_to_orbax.py wrote; default: a small "
-        "random model, made at first use",
+        help="folder that convert/hf_to_orbax.py wrote; default: glm-nano, a tiny model that comes "
+        "with glmjax",
     )
     add(
         "--mesh",
@@ -90,23 +87,13 @@ def _positive(text: str) -> float:
     return value
 
 
-def default_model() -> Path:
-    """A small random model, converted into the cache folder at first use."""
-    source, target = (cache_folder() / name for name in ("random-hf", "glm-random"))
-    if not target.exists():
-        write_checkpoint(source, default_config())
-        convert(source, target)
-    log.warning("no --model given: serving a small model with random weights (%s)", target)
-    return target
-
-
 def run(args: argparse.Namespace) -> None:
     """Build the engine and serve until told to stop."""
     mesh = MeshConfig.parse(args.mesh)
     check_free(args.host, args.port, args.grpc_port)
     prepare(mesh.size, args.compile_cache)
     engine, served = build(
-        args.model or default_model(),
+        args.model or converted(mesh.size),
         mesh,
         args.dtype,
         CacheConfig(args.page_size, memory_bytes=int(args.kv_cache_gib * 2**30)),

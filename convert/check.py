@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-
-import numpy as np
 
 from convert.hf_reader import Source, Tensor
 from convert.mapping import Fp8, Place, is_ignored
@@ -44,16 +41,9 @@ class Match:
         return self.tensor is not None and self.tensor.dtype == FP8
 
     @property
-    def view_shape(self) -> tuple[int, ...]:
-        """Shape of its part of the leaf."""
-        return np.broadcast_to(np.int8(0), self.spec.shape)[self.place.index].shape
-
-    @property
     def hf_shape(self) -> tuple[int, ...]:
-        """Shape it must have: [out, in], or one axis for a norm or bias."""
-        *out, last = self.view_shape
-        is_vector = "vectors/" in self.place.leaf or len(self.spec.shape) == 1
-        return (math.prod(self.view_shape),) if is_vector else (math.prod(out), last)
+        """Shape it must have."""
+        return self.place.tensor_shape(self.spec.shape)
 
 
 def match(source: Source, places: Iterable[Place], specs: dict[str, ParamSpec]) -> list[Match]:

@@ -6,6 +6,7 @@ placing a tensor is `leaf[index] = tensor.reshape(leaf[index].shape)`, a copy wi
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -60,6 +61,12 @@ class Place:
     leaf: str
     index: Index
     fp8: Fp8
+
+    def tensor_shape(self, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape in HF's file: [out, in], or one axis for a norm or bias."""
+        *out, last = view = np.broadcast_to(np.int8(0), leaf_shape)[self.index].shape
+        is_vector = "vectors/" in self.leaf or len(leaf_shape) == 1
+        return (math.prod(view),) if is_vector else (math.prod(out), last)
 
 
 _QUERIES, _KEY, _VALUE = np.s_[:, :-2], np.s_[:, -2], np.s_[:, -1]

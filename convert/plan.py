@@ -75,7 +75,7 @@ def make_plan(source: Source, dtype: str | None = None) -> Plan:
     """
     has_mtp, notes = _find_mtp(source)
     config = replace(source.config, dtype=dtype or source.config.dtype)
-    specs = _flat_specs(config, has_mtp)
+    specs = flat_specs(config, has_mtp)
     matches = match(source, places(config, specs), specs)
     faults = find_faults(source, matches, dtype)
     if faults:
@@ -112,7 +112,8 @@ def _orphan_notes(source: Source, matches: list[Match]) -> tuple[str, ...]:
     return tuple(f"{line} is left out: its weight is not FP8" for line in lines)
 
 
-def _flat_specs(config: ModelConfig, has_mtp: bool) -> dict[str, ParamSpec]:
+def flat_specs(config: ModelConfig, has_mtp: bool) -> dict[str, ParamSpec]:
+    """Every leaf of a model's trees by path, those of the MTP block under "mtp/"."""
     tree = specs_of(Decoder(config)) | ({"mtp": specs_of(MTP(config))} if has_mtp else {})
     return {path_name(path): spec for path, spec in jax.tree.leaves_with_path(tree)}
 

@@ -1,6 +1,7 @@
 """glmjax: a JAX/XLA server for the GLM-4.5 family.
 
-    glmjax.generate(prompts, model=DIR)   one call
+    glmjax.generate(prompts)              one call, with the bundled glm-nano
+    glmjax.generate(prompts, model=DIR)   with a model of your own
     glmjax.LLM(DIR, mesh=8)               a model kept loaded
     glmjax.Engine(runner)                 continuous batching, step by step
 

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from glmjax.build import build
+from glmjax.bundled import converted
 from glmjax.config import CacheConfig, MeshConfig, SchedulerConfig
 from glmjax.errors import InvalidRequestError
 from glmjax.scheduler.admission import new_token_bound
@@ -45,7 +46,8 @@ class LLM:
     """A model on a mesh, for many calls. Not thread-safe.
 
     Args:
-        model: a folder that convert/hf_to_orbax.py wrote.
+        model: a folder that convert/hf_to_orbax.py wrote; None: glm-nano, a tiny model that comes
+            with glmjax.
         mesh: "8" or 8 (tensor parallel), or "2x4" (data groups x tensor parallel).
         dtype: "bfloat16" or "float32"; None: the checkpoint's.
         cache, scheduler: pool and queue sizes; None: defaults.
@@ -56,14 +58,16 @@ class LLM:
 
     def __init__(
         self,
-        model: str | Path,
+        model: str | Path | None = None,
         mesh: str | int = 1,
         dtype: str | None = None,
         cache: CacheConfig | None = None,
         scheduler: SchedulerConfig | None = None,
     ):
         scheduler = scheduler or SchedulerConfig()
-        self._engine, self._served = build(model, MeshConfig.parse(mesh), dtype, cache, scheduler)
+        devices = MeshConfig.parse(mesh)
+        folder = converted(devices.size) if model is None else model
+        self._engine, self._served = build(folder, devices, dtype, cache, scheduler)
         self._queue_limit = scheduler.max_queued_requests
 
     @property
@@ -110,6 +114,19 @@ class LLM:
             new_token_bound(request, self._engine.limits)
         results = self._run(requests, stops, progress)
         return results[0] if one else results
+
+    def update_params(self, params: Any) -> None:
+        """Generate with other weights of the same model from now on; nothing is compiled.
+
+        Args:
+            params: the main model's parameter tree, as a trainer holds it or as
+                `glmjax.runner.weights.load` returns it: float arrays of any dtype, on any devices.
+
+        Raises:
+            ConfigError: a tree of another model, or of FP8 weights where these are not or the
+                other way round; the old weights stay.
+        """
+        self._engine.update_params(params)
 
     def _params(self, sampling: Mapping[str, Any]) -> SamplingParams:
         unknown = sampling.keys() - SamplingParams.__dataclass_fields__.keys()
@@ -212,7 +229,7 @@ def as_batch(prompts: Any) -> tuple[bool, list[Any]]:
 
 def generate(
     prompts: Prompt | Sequence[Prompt],
-    model: str | Path,
+    model: str | Path | None = None,
     *,
     mesh: str | int = 1,
     dtype: str | None = None,

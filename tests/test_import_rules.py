@@ -38,11 +38,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runner": BASE | {"checkpoint", "sharding", "model", "pallas_kernels"},
     # where both meet
     "build": BASE | {"checkpoint", "devices", "engine", "runner", "scheduler", "server"},
-    "llm": BASE | {"build", "engine", "scheduler", "server", "text"},
+    "bundled": BASE | {"checkpoint", "convert", "devices"},
+    "llm": BASE | {"build", "bundled", "engine", "scheduler", "server", "text"},
     "glmjax": BASE | {"engine", "llm"},
+    "train": BASE
+    | {"bench", "checkpoint", "devices", "model", "pallas_kernels", "runner", "sharding", "text"}
+    | {"convert"},
     # command lines
     "convert": BASE | {"checkpoint", "model", "sharding"},
-    "serve": BASE | {"bench", "build", "convert", "devices", "server"},
+    "serve": BASE | {"build", "bundled", "devices", "server"},
 }
 WITHOUT_JAX = BASE | {"checkpoint", "scheduler", "text", "engine", "server", "bench"}
 FILES_WITHOUT_JAX = {"glmjax/runner/fake.py"}

@@ -1,7 +1,8 @@
 """Random GLM-4.5 checkpoints in HF's format, written with numpy alone: no torch, no jax.
 
 They have every part of a real release: shards with an index, the MTP block in a file of its own, a
-tokenizer with GLM's special tokens, a chat template. Only the weights are noise.
+tokenizer with GLM's special tokens, a chat template. Only the weights are noise. What writes the
+files also serves `glmjax.train.export`, whose weights are not.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ TEXT_TOKENS = (
 SPECIAL_TOKENS = (*CONTROL_TOKENS, *TEXT_TOKENS)
 MERGED_LETTERS = "etaoinshrdlucmfwypvbgkjqxz"
 
+INDEX_FILE = "model.safetensors.index.json"
 MTP_FILE = "mtp.safetensors"
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 
@@ -75,7 +77,7 @@ def default_config() -> ModelConfig:
         rope_theta=1e6,
         max_position_embeddings=4096,
         dtype="float32",
-        eos_token_ids=_end_ids(512),
+        eos_token_ids=end_ids(make_tokenizer(512)),
     )
 
 
@@ -103,15 +105,23 @@ def write_checkpoint(
         ConfigError: an unknown dtype, a quantised config, fewer tensors than shards, or a
             vocabulary too small for the tokenizer.
     """
-    _check(config, shards, dtype)
-    eos = _end_ids(config.vocab_size) if tokenizer else config.eos_token_ids
+    check_writable(config, dtype)
+    _check_shards(config, shards)
+    made = make_tokenizer(config.vocab_size) if tokenizer else None
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write_weights(folder, config, seed, shards, dtype)
-    _write_json(folder / "config.json", hf_config(config, dtype, eos))
-    _write_json(folder / "generation_config.json", {"eos_token_id": list(eos)})
-    if tokenizer:
-        _write_tokenizer(folder, config)
+    write_configs(folder, config, dtype, end_ids(made) if made else config.eos_token_ids)
+    if made:
+        write_tokenizer(folder, made, config.max_position_embeddings)
+
+
+def write_configs(
+    folder: Path, config: ModelConfig, dtype: str, eos_token_ids: tuple[int, ...]
+) -> None:
+    """Write config.json and generation_config.json."""
+    _write_json(folder / "config.json", hf_config(config, dtype, eos_token_ids))
+    _write_json(folder / "generation_config.json", {"eos_token_id": list(eos_token_ids)})
 
 
 def hf_config(config: ModelConfig, dtype: str, eos_token_ids: tuple[int, ...]) -> dict[str, Any]:
@@ -223,24 +233,34 @@ def _linear(rows: int, columns: int) -> Noise:
 
 
 def _write_weights(folder: Path, c: ModelConfig, seed: int, shards: int, dtype: str) -> None:
-    """Shards, the MTP file and the index, one file in memory at a time."""
+    """Shards, the MTP file and the index."""
     files = {
         f"model-{number:05}-of-{shards:05}.safetensors": part
         for number, part in enumerate(_split(tensors(c), shards), 1)
     }
     if mtp := mtp_tensors(c):
         files[MTP_FILE] = mtp
-    total_bytes = sum(_write_file(folder / file, part, seed, dtype) for file, part in files.items())
-    weight_map = {name: file for file, part in files.items() for name in part}
+    drawn = (
+        (file, {name: _draw(name, noise, seed, dtype) for name, noise in part.items()})
+        for file, part in files.items()
+    )
+    write_safetensors(folder, drawn)
+
+
+def write_safetensors(folder: Path, files: Iterable[tuple[str, dict[str, np.ndarray]]]) -> None:
+    """Write files of named tensors, C-contiguous, and their index; one file in memory at a time.
+
+    Args:
+        files: name of a file, and its tensors by HF name.
+    """
+    weight_map: dict[str, str] = {}
+    total_bytes = 0
+    for file, arrays in files:
+        save_file(arrays, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(arrays, file)
+        total_bytes += sum(array.nbytes for array in arrays.values())
     index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    _write_json(folder / "model.safetensors.index.json", index)
-
-
-def _write_file(file: Path, part: dict[str, Noise], seed: int, dtype: str) -> int:
-    """Write one safetensors file; returns the bytes of its tensors."""
-    arrays = {name: _draw(name, noise, seed, dtype) for name, noise in part.items()}
-    save_file(arrays, file, metadata={"format": "pt"})
-    return sum(array.nbytes for array in arrays.values())
+    _write_json(folder / INDEX_FILE, index)
 
 
 def _split(table: dict[str, Noise], parts: int) -> Iterator[dict[str, Noise]]:
@@ -286,37 +306,47 @@ def make_tokenizer(vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _write_tokenizer(folder: Path, config: ModelConfig) -> None:
-    make_tokenizer(config.vocab_size).save(str(folder / "tokenizer.json"))
-    shutil.copyfile(CHAT_TEMPLATE, folder / "chat_template.jinja")
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> None:
+    """Write tokenizer.json, tokenizer_config.json and the chat template."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    shutil.copyfile(CHAT_TEMPLATE, folder / CHAT_TEMPLATE.name)
+    known = [token for token in CONTROL_TOKENS if tokenizer.token_to_id(token) is not None]
     _write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": config.max_position_embeddings,
+            "model_max_length": max_length,
             "eos_token": END_TOKENS[0],
             "pad_token": END_TOKENS[0],
-            "additional_special_tokens": list(CONTROL_TOKENS),
+            "additional_special_tokens": known,
             "clean_up_tokenization_spaces": False,
         },
     )
 
 
-def _end_ids(vocab_size: int) -> tuple[int, ...]:
-    vocab = make_tokenizer(vocab_size).get_vocab()
+def end_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Ids of GLM's end tokens. Raises ConfigError when the tokenizer lacks one of them."""
+    vocab = tokenizer.get_vocab()
+    if missing := [token for token in END_TOKENS if token not in vocab]:
+        raise ConfigError(
+            f"the tokenizer has no {', '.join(missing)}, at which a model's answer ends; "
+            "add GLM's special tokens to it"
+        )
     return tuple(vocab[token] for token in END_TOKENS)
 
 
-def _check(config: ModelConfig, shards: int, dtype: str) -> None:
+def check_writable(config: ModelConfig, dtype: str) -> None:
+    """Raise ConfigError for an unknown dtype or a quantised config."""
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if config.quant is not None:
+        raise ConfigError("quantised checkpoints are not written; give a config without")
+
+
+def _check_shards(config: ModelConfig, shards: int) -> None:
     count = len(tensors(config))
-    rules = [
-        (dtype in DTYPES, f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}"),
-        (1 <= shards <= count, f"shards is {shards}, expected 1 to {count} (one tensor each)"),
-        (config.quant is None, "quantised checkpoints are not written; give a config without"),
-    ]
-    for holds, message in rules:
-        if not holds:
-            raise ConfigError(message)
+    if not 1 <= shards <= count:
+        raise ConfigError(f"shards is {shards}, expected 1 to {count} (one tensor each)")
 
 
 def _write_json(file: Path, value: dict[str, Any]) -> None:

@@ -8,8 +8,11 @@ import pytest
 import glmjax
 from cases import GOLDENS, served_prompts
 from glmjax.bench.synthetic import default_config
+from glmjax.config import MeshConfig
 from glmjax.errors import ConfigError, InvalidRequestError
 from glmjax.runner.runner import DeviceHandle
+from glmjax.runner.weights import load
+from glmjax.sharding import make_mesh
 
 GREEDY = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
 
@@ -104,6 +107,15 @@ def test_what_cannot_be_served_is_refused_before_anything_runs(llm, prompts, opt
     with pytest.raises(InvalidRequestError, match=message):
         llm.generate(prompts, **options)
     assert llm.generate("Hello", **GREEDY).token_ids
+
+
+def test_other_weights_and_back(llm, converted):
+    whole = llm.generate("Hello", **GREEDY)
+    _, params = load(converted, make_mesh(MeshConfig()))
+    llm.update_params(params | {"lm_head": -params["lm_head"]})
+    other = llm.generate("Hello", **GREEDY)
+    llm.update_params(params)
+    assert llm.generate("Hello", **GREEDY) == whole != other
 
 
 def test_generate_loads_a_model_for_one_call(converted):

@@ -1,0 +1,1 @@
+"""The trainer: small models, for the parameter trees that are served."""
