@@ -31,6 +31,7 @@ LOGICAL_AXES: dict[str | None, str | None] = {
     "groups": DATA,
     "slots": DATA,
     "pages": DATA,
+    "rows": DATA,
 }
 
 Axes = tuple[str | None, ...]
@@ -78,6 +79,11 @@ def shard_map(
 def psum_tensor(x: jax.Array) -> jax.Array:
     """Sum the parts that the tensor-parallel devices hold. Inside `shard_map` only."""
     return jax.lax.psum(x, TENSOR)
+
+
+def psum_data(x: Any) -> Any:
+    """Sum a tree over the data groups, as a trainer does. Inside `shard_map` only."""
+    return jax.lax.psum(x, DATA)
 
 
 def gather_tensor(x: jax.Array) -> jax.Array:

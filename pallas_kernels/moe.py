@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from pallas_kernels.activation import silu_mul
 from pallas_kernels.linear import quantize, split_blocks
 
+MANY_TOKENS = 512
+SLACKS = (1.25, 1.5, 2.0, 3.0)
+
 
 def grouped_mlp(
     x: jax.Array,
@@ -39,13 +42,11 @@ def grouped_mlp(
     Returns:
         float32 [T, D].
     """
-    num_experts = gate_up.shape[0]
-    slots, load = _slots(ids, num_experts)
-    capacities = _capacities(x.shape[0])
-    run = [partial(_with_capacity, capacity=c, block=block) for c in capacities]
+    slots, load = _slots(ids, gate_up.shape[0])
+    capacities = _capacities(ids.shape[0], ids.shape[1] / gate_up.shape[0])
     index = jnp.searchsorted(jnp.array(capacities), load)
     experts = (gate_up, gate_up_scale, down, down_scale)
-    return jax.lax.switch(index, run, x, ids, slots, weights, experts)
+    return _computed(capacities, block, (index, ids, slots), x, weights, experts)
 
 
 def _slots(ids: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array]:
@@ -56,10 +57,44 @@ def _slots(ids: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array]:
     return slots, jnp.max(jnp.sum(one_hot, axis=0))
 
 
-def _capacities(tokens: int) -> list[int]:
-    """Buffer rows an expert to choose from: 2, 8, 32, ... and as many as there are tokens."""
-    powers = [2 * 4**i for i in range(12)]
-    return [c for c in powers if c < tokens] + [tokens]
+def _capacities(tokens: int, share: float) -> tuple[int, ...]:
+    """Buffer rows an expert to choose from: 2, 8, 32, ... and as many as there are tokens.
+
+    Of many tokens a balanced router gives each expert little more than its even `share`: then a
+    buffer of the next power would be mostly padding.
+    """
+    powers = {2 * 4**i for i in range(12)}
+    snug = {int(tokens * share * slack) for slack in SLACKS} if tokens >= MANY_TOKENS else set()
+    return (*sorted(c for c in powers | snug if c < tokens), tokens)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _computed(capacities, block, choice, x, weights, experts):
+    index, ids, slots = choice
+    run = [partial(_with_capacity, capacity=c, block=block) for c in capacities]
+    return jax.lax.switch(index, run, x, ids, slots, weights, experts)
+
+
+def _computed_forward(capacities, block, choice, x, weights, experts):
+    out = _computed(capacities, block, choice, x, weights, experts)
+    return out, (choice, x, weights, experts)
+
+
+def _computed_backward(capacities, block, saved, cotangent):
+    """Recompute within the chosen capacity: a differentiated switch keeps what each would."""
+    (index, ids, slots), *inputs = saved
+
+    def pull(capacity: int, *inputs):
+        def run(x, weights, experts):
+            return _with_capacity(x, ids, slots, weights, experts, capacity=capacity, block=block)
+
+        return jax.vjp(run, *inputs)[1](cotangent)
+
+    gradients = jax.lax.switch(index, [partial(pull, c) for c in capacities], *inputs)
+    return None, *gradients
+
+
+_computed.defvjp(_computed_forward, _computed_backward)
 
 
 def _with_capacity(x, ids, slots, weights, experts, *, capacity: int, block: int | None):

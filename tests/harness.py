@@ -61,7 +61,7 @@ class Forward:
 
     def _main_step(self, params, kv, ids, start):
         decoder = nnx.merge(self.graph, nnx.State(params))
-        hidden, kv = decoder(ids, kv, self._batch(start, ids.shape[0]))
+        hidden, kv, _ = decoder(ids, kv, self._batch(start, ids.shape[0]))
         return kv, decoder.logits(hidden), hidden
 
     def _mtp_step(self, params, mtp, kv, ids, hidden, start):
@@ -69,7 +69,7 @@ class Forward:
         block = nnx.merge(self.mtp_graph, nnx.State(mtp))
         embedded = embed(ids, decoder.embed_tokens.get_value())
         batch = self._batch(start, ids.shape[0])
-        hidden, kv = block(embedded, hidden, kv, batch, self.config.num_hidden_layers)
+        hidden, kv, _ = block(embedded, hidden, kv, batch, self.config.num_hidden_layers)
         return kv, decoder.logits(hidden), hidden
 
     def _mapped(self, step, in_axes):

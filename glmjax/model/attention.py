@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,42 @@ class Batch:
     q_lens: jax.Array
     seq_lens: jax.Array
     max_q_len: int = field(metadata={"static": True})
+
+    def attend(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        kv: KVPool,
+        layer: jax.Array,
+        scale: float,
+    ) -> tuple[jax.Array, KVPool]:
+        """Write k and v [T, K, h] into the pool, then look back from q [T, H, h] -> [T, H, h]."""
+        pools = write_kv(kv.k, kv.v, k, v, layer, self.page_ids, self.offsets)
+        rows = self.page_table, self.q_starts, self.q_lens, self.seq_lens
+        out = paged_attention(q, *pools, layer, *rows, max_q_len=self.max_q_len, scale=scale)
+        return out, KVPool(*pools)
+
+
+class Layout(Protocol):
+    """How tokens form sequences: `Batch` over the paged pool, or a trainer's without one.
+
+    Attributes:
+        positions: int32 [T].
+        valid: bool [T]; false for padding.
+    """
+
+    @property
+    def positions(self) -> jax.Array: ...
+
+    @property
+    def valid(self) -> jax.Array: ...
+
+    def attend(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, kv: Any, layer: jax.Array, scale: float
+    ) -> tuple[jax.Array, Any]:
+        """Causal attention of q [T, H, h] over k and v [T, K, h] and what `kv` holds."""
+        ...
 
 
 def make_batch(
@@ -105,26 +142,15 @@ class Attention(nnx.Module):
         self,
         x: jax.Array,
         vectors: dict[str, jax.Array],
-        kv: KVPool,
-        batch: Batch,
+        kv: Any,
+        layout: Layout,
         layer: jax.Array,
-    ) -> tuple[jax.Array, KVPool]:
+    ) -> tuple[jax.Array, Any]:
         """x [T, D] -> [T, D] to be summed over tensor-parallel devices, and the pool written."""
         q, k, v = self._project(x, vectors)
-        q, k = self._rotate(q, k, vectors, batch.positions)
-        pools = write_kv(kv.k, kv.v, k, v, layer, batch.page_ids, batch.offsets)
-        out = paged_attention(
-            q,
-            *pools,
-            layer,
-            batch.page_table,
-            batch.q_starts,
-            batch.q_lens,
-            batch.seq_lens,
-            max_q_len=batch.max_q_len,
-            scale=self.config.head_dim**-0.5,
-        )
-        return matmul(out.reshape(x.shape[0], -1), self.o_proj.get_value()), KVPool(*pools)
+        q, k = self._rotate(q, k, vectors, layout.positions)
+        out, kv = layout.attend(q, k, v, kv, layer, self.config.head_dim**-0.5)
+        return matmul(out.reshape(x.shape[0], -1), self.o_proj.get_value()), kv
 
     def _project(self, x: jax.Array, vectors: dict[str, jax.Array]):
         """q [T, H, h], k and v [T, K, h] of this device's heads."""

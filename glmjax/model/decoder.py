@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from glmjax.config import ModelConfig
-from glmjax.model.attention import Attention, Batch, KVPool
+from glmjax.model.attention import Attention, Layout
 from glmjax.model.layers import DenseMLP, LayerVectors, embed, logits
-from glmjax.model.moe import MoE
+from glmjax.model.moe import MoE, Routing
 from glmjax.model.spec import param
 from glmjax.sharding import psum_tensor
 from pallas_kernels.norm import add_rms_norm
@@ -36,17 +36,18 @@ class DecoderLayer(nnx.Module):
         x: jax.Array,
         residual: jax.Array,
         vectors: Vectors,
-        kv: KVPool,
-        batch: Batch,
+        kv: Any,
+        layout: Layout,
         layer: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, KVPool]:
+    ) -> tuple[jax.Array, jax.Array, Any, Routing | None]:
         """x and residual [T, D], whose sum is the stream, -> the same after this layer."""
         x, residual = add_rms_norm(x, residual, vectors["input_layernorm"], self.eps)
-        x, kv = self.self_attn(x, vectors, kv, batch, layer)
+        x, kv = self.self_attn(x, vectors, kv, layout, layer)
         x, residual = add_rms_norm(
             psum_tensor(x), residual, vectors["post_attention_layernorm"], self.eps
         )
-        return psum_tensor(self.mlp(x, vectors, batch.valid)), residual, kv
+        x, routing = self.mlp(x, vectors, layout.valid)
+        return psum_tensor(x), residual, kv, routing
 
 
 @partial(jax.jit, static_argnums=0)
@@ -78,13 +79,18 @@ class Decoder(nnx.Module):
         self.norm = param((c.hidden_size,), c.dtype, ("embed",))
         self.lm_head = param((c.vocab_size, c.hidden_size), c.dtype, ("vocab", "embed"))
 
-    def __call__(self, input_ids: jax.Array, kv: KVPool, batch: Batch) -> tuple[jax.Array, KVPool]:
-        """int32 [T] -> hidden states after the final norm [T, D], and the pool written."""
+    def __call__(
+        self, input_ids: jax.Array, kv: Any, layout: Layout
+    ) -> tuple[jax.Array, Any, list[Routing]]:
+        """int32 [T] -> states after the final norm [T, D], the pool written, and all routings."""
         x = embed(input_ids, self.embed_tokens.get_value())
-        residual = jnp.zeros_like(x)
+        residual, routings = jnp.zeros_like(x), []
         for i, layer in enumerate(self.layers):
-            x, residual, kv = run_layer(layer, i, x, residual, self.vectors.row(i), kv, batch)
-        return add_rms_norm(x, residual, self.norm.get_value(), self.config.rms_norm_eps)[0], kv
+            vectors = self.vectors.row(i)
+            x, residual, kv, routing = run_layer(layer, i, x, residual, vectors, kv, layout)
+            routings += [] if routing is None else [routing]
+        x, _ = add_rms_norm(x, residual, self.norm.get_value(), self.config.rms_norm_eps)
+        return x, kv, routings
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [R, D] after the final norm -> float32 [R, V]."""

@@ -54,9 +54,11 @@ class DenseMLP(nnx.Module):
         self.gate_up_proj = param((2, width, hidden), config.dtype, (None, "mlp", "embed"))
         self.down_proj = param((hidden, width), config.dtype, ("embed", "mlp"))
 
-    def __call__(self, x: jax.Array, vectors: dict[str, jax.Array], valid: jax.Array) -> jax.Array:
-        """x [T, D] -> [T, D], still to be summed over tensor-parallel devices."""
-        return swiglu(x, self.gate_up_proj.get_value(), self.down_proj.get_value())
+    def __call__(
+        self, x: jax.Array, vectors: dict[str, jax.Array], valid: jax.Array
+    ) -> tuple[jax.Array, None]:
+        """x [T, D] -> [T, D], still to be summed over tensor-parallel devices; no routing."""
+        return swiglu(x, self.gate_up_proj.get_value(), self.down_proj.get_value()), None
 
 
 def swiglu(x: jax.Array, gate_up: Weight, down: Weight) -> jax.Array:

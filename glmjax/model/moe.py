@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -12,6 +14,20 @@ from glmjax.model.quant import QuantArray, Weight
 from glmjax.model.spec import param
 from pallas_kernels.moe import grouped_mlp
 from pallas_kernels.router import route
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Routing:
+    """What one layer's router decided. A step that does not use it computes nothing for it.
+
+    Attributes:
+        scores: float32 [T, E], sigmoid, without the correction bias.
+        ids: int32 [T, k], the chosen experts; E for padding.
+    """
+
+    scores: jax.Array
+    ids: jax.Array
 
 
 class MoE(nnx.Module):
@@ -32,24 +48,30 @@ class MoE(nnx.Module):
         self.shared_gate_up_proj = param((2, shared, hidden), dtype, (None, "mlp", "embed"))
         self.shared_down_proj = param((hidden, shared), dtype, ("embed", "mlp"))
 
-    def __call__(self, x: jax.Array, vectors: dict[str, jax.Array], valid: jax.Array) -> jax.Array:
-        """x [T, D] -> [T, D], still to be summed over tensor-parallel devices."""
-        ids, weights = self._route(x, vectors["e_score_correction_bias"])
+    def __call__(
+        self, x: jax.Array, vectors: dict[str, jax.Array], valid: jax.Array
+    ) -> tuple[jax.Array, Routing]:
+        """x [T, D] -> [T, D], still to be summed over tensor-parallel devices, and the choices."""
+        logits = self._logits(x)
+        ids, weights = self._route(logits, vectors["e_score_correction_bias"])
         ids = jnp.where(valid[:, None], ids, self.config.n_routed_experts)
         gate_up, gate_up_scale, block = _parts(self.experts_gate_up_proj.get_value())
         down, down_scale, _ = _parts(self.experts_down_proj.get_value())
         routed = grouped_mlp(x, ids, weights, gate_up, down, gate_up_scale, down_scale, block=block)
         shared = swiglu(x, self.shared_gate_up_proj.get_value(), self.shared_down_proj.get_value())
-        return routed.astype(x.dtype) + shared
+        return routed.astype(x.dtype) + shared, Routing(jax.nn.sigmoid(logits), ids)
 
-    def _route(self, x: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Expert ids and weights [T, k], all in float32: a GPU's default here may be TF32."""
-        logits = jnp.einsum(
+    def _logits(self, x: jax.Array) -> jax.Array:
+        """Float32 [T, E], stated to be exact: a GPU's default may be TF32."""
+        return jnp.einsum(
             "td,ed->te",
             x.astype(jnp.float32),
             self.gate.get_value().astype(jnp.float32),
             precision=jax.lax.Precision.HIGHEST,
         )
+
+    def _route(self, logits: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Expert ids and float32 weights [T, k]."""
         c = self.config
         return route(
             logits,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from glmjax.config import ModelConfig
-from glmjax.model.attention import Batch, KVPool
+from glmjax.model.attention import Layout
 from glmjax.model.decoder import DecoderLayer, run_layer
 from glmjax.model.layers import LayerVectors
+from glmjax.model.moe import Routing
 from glmjax.model.quant import matmul
 from glmjax.model.spec import param
 from pallas_kernels.norm import add_rms_norm, rms_norm
@@ -32,10 +35,10 @@ class MTP(nnx.Module):
         self,
         embedded: jax.Array,
         hidden: jax.Array,
-        kv: KVPool,
-        batch: Batch,
+        kv: Any,
+        layout: Layout,
         kv_layer: int,
-    ) -> tuple[jax.Array, KVPool]:
+    ) -> tuple[jax.Array, Any, Routing]:
         """One pass of the block.
 
         Args:
@@ -45,7 +48,8 @@ class MTP(nnx.Module):
             kv_layer: where the block's own K and V lie in the pool.
 
         Returns:
-            [T, D] after `shared_head.norm`, ready for the main lm_head and for the next draft.
+            [T, D] after `shared_head.norm`, ready for the main lm_head and for the next draft;
+            the pool written; which experts were chosen.
         """
         eps = self.config.rms_norm_eps
         parts = [
@@ -53,7 +57,8 @@ class MTP(nnx.Module):
             rms_norm(hidden, self.hnorm.get_value(), eps),
         ]
         x = matmul(jnp.concatenate(parts, axis=-1), self.eh_proj.get_value())
-        x, residual, kv = run_layer(
-            self.layer, kv_layer, x, jnp.zeros_like(x), self.vectors.row(0), kv, batch
+        x, residual, kv, routing = run_layer(
+            self.layer, kv_layer, x, jnp.zeros_like(x), self.vectors.row(0), kv, layout
         )
-        return add_rms_norm(x, residual, self.shared_head_norm.get_value(), eps)[0], kv
+        x, _ = add_rms_norm(x, residual, self.shared_head_norm.get_value(), eps)
+        return x, kv, routing

@@ -69,7 +69,7 @@ def _group_step(
         bucket.max_q_len,
     )
     input_ids = _input_ids(state.last_token, fields, batch.q_starts)
-    hidden, kv = decoder(input_ids, state.kv, batch)
+    hidden, kv, _ = decoder(input_ids, state.kv, batch)
     last = hidden.at[batch.q_starts + fields.q_lens - 1].get(mode="clip")
     tokens = sample(
         decoder.logits(last),
