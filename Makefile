@@ -39,7 +39,7 @@ lint: .venv/.installed  ## ruff and pyright
 	  echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
 	@echo "Installing glmjax and its tools into .venv (about a minute, once) ..."
 	@$(PYTHON) -m venv .venv
-	@$(PIP_INSTALL) -e '.[dev]'
+	@$(PIP_INSTALL) -e '.[dev,train]'
 	@touch $@
 
 # Plain torch from PyPI is a CUDA build of several gigabytes on Linux. The CPU build satisfies the

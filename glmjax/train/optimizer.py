@@ -1,0 +1,73 @@
+"""Muon for matrices, AdamW for embeddings, norms and biases; balancing for the routers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from glmjax.model.spec import path_name
+from glmjax.train.recipe import OptimizerRecipe
+
+# The last two axes of these are a matrix [out, in], the others number matrices: experts, gate and
+# up, and in qkv_proj the heads, each of which is a matrix of its own.
+MATRICES = frozenset(
+    {
+        "qkv_proj",
+        "o_proj",
+        "gate_up_proj",
+        "down_proj",
+        "gate",
+        "experts_gate_up_proj",
+        "experts_down_proj",
+        "shared_gate_up_proj",
+        "shared_down_proj",
+        "eh_proj",
+        "lm_head",
+    }
+)
+MATRIX_AXES = MuonDimensionNumbers(reduction_axis=-1, output_axis=-2)
+
+
+def make_optimizer(recipe: OptimizerRecipe, steps: int) -> optax.GradientTransformation:
+    """The optimiser of a run of `steps` (GLM-4.5 report, arXiv 2508.06471, section 2.4)."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0,
+        recipe.learning_rate,
+        recipe.warmup_steps,
+        steps,
+        recipe.learning_rate * recipe.final_fraction,
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(recipe.max_grad_norm),
+        muon(
+            schedule,
+            ns_steps=recipe.newton_schulz_steps,
+            beta=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            consistent_rms=recipe.update_rms,
+            adam_b2=0.99,
+            muon_weight_dimension_numbers=matrix_axes,
+        ),
+    )
+
+
+def matrix_axes(params: Any) -> Any:
+    """Which axes of a leaf form a matrix; None for what AdamW trains."""
+
+    def axes(path: Any, leaf: Any) -> MuonDimensionNumbers | None:
+        return MATRIX_AXES if path_name(path).rsplit("/", 1)[-1] in MATRICES else None
+
+    return jax.tree.map_with_path(axes, params)
+
+
+def balance(bias: jax.Array, load: jax.Array, rate: float) -> jax.Array:
+    """Move each expert's bias against its load, by a fixed step (arXiv 2408.15664).
+
+    Args:
+        bias, load: float32 [layers, E].
+    """
+    return bias + rate * jnp.sign(load.mean(-1, keepdims=True) - load)

@@ -1,0 +1,160 @@
+"""A training run as data: model, data, optimiser and stages, read from TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from glmjax.config import ModelConfig
+from glmjax.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """How the tokenizer is trained.
+
+    Attributes:
+        vocab_size: bytes, merges and special tokens together.
+        conversations: how many are drawn to learn merges from.
+    """
+
+    vocab_size: int = 1024
+    conversations: int = 10000
+
+
+@dataclass(frozen=True)
+class OptimizerRecipe:
+    """Muon for matrices, AdamW for the rest (GLM-4.5 report, arXiv 2508.06471, section 2.4).
+
+    Attributes:
+        learning_rate: peak, for both.
+        final_fraction: of the peak, where the cosine ends.
+        warmup_steps: linear, from 0.
+        weight_decay: of matrices.
+        momentum: Muon's.
+        newton_schulz_steps: Muon's.
+        update_rms: what Muon's updates are scaled to, before the learning rate.
+        max_grad_norm: longer gradients are scaled down to it.
+    """
+
+    learning_rate: float = 5e-3
+    final_fraction: float = 0.1
+    warmup_steps: int = 100
+    weight_decay: float = 0.1
+    momentum: float = 0.95
+    newton_schulz_steps: int = 5
+    update_rms: float = 0.2
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of steps of one shape.
+
+    Attributes:
+        steps: how many.
+        rows: sequences a step, over all devices.
+        seq_len: tokens a row, filled with whole conversations.
+        mtp_weight: of the MTP loss.
+        bias_rate: by how much a correction bias moves a step; 0: balancing is over.
+        joined: a row is one long text, in which later conversations see the earlier ones.
+    """
+
+    steps: int
+    rows: int
+    seq_len: int
+    mtp_weight: float = 0.3
+    bias_rate: float = 1e-3
+    joined: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what comes out.
+
+    Attributes:
+        name: of the model.
+        seed: of parameters, tokenizer and data.
+        devices: data-parallel ones; sums over them depend on their number in the last bits.
+        prompt_weight: of the loss on tokens that are not the model's to write.
+        balance_weight: of the sequence-level balance loss.
+        checkpoint_every_steps: how often the run is saved.
+        held_out_every_steps: how often it is measured on problems that it never learns from.
+    """
+
+    name: str
+    model: ModelConfig
+    stages: tuple[Stage, ...]
+    tokenizer: TokenizerRecipe = TokenizerRecipe()
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+    seed: int = 0
+    devices: int = 2
+    prompt_weight: float = 0.05
+    balance_weight: float = 1e-4
+    checkpoint_every_steps: int = 200
+    held_out_every_steps: int = 50
+
+    @property
+    def steps(self) -> int:
+        """Steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+    @property
+    def tokens(self) -> int:
+        """Places for tokens in all steps."""
+        return sum(stage.steps * stage.rows * stage.seq_len for stage in self.stages)
+
+    def stage_at(self, step: int) -> Stage:
+        """The stage of a step, counted from 0."""
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage
+            step -= stage.steps
+        raise ValueError(f"step lies {step + 1} beyond the last stage")
+
+
+def read_recipe(file: str | Path) -> Recipe:
+    """Read a recipe.
+
+    Raises:
+        ConfigError: no such file, not TOML, an unknown or missing field, a wrong value.
+    """
+    try:
+        raw = tomllib.loads(Path(file).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read as a TOML recipe: {error}") from None
+    try:
+        return _recipe(raw)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+
+
+def _recipe(raw: dict[str, Any]) -> Recipe:
+    parts = {
+        "model": lambda value: _make(ModelConfig, value, "model"),
+        "tokenizer": lambda value: _make(TokenizerRecipe, value, "tokenizer"),
+        "optimizer": lambda value: _make(OptimizerRecipe, value, "optimizer"),
+        "stages": lambda value: tuple(_make(Stage, stage, "stages") for stage in value),
+    }
+    recipe = _make(Recipe, {k: parts.get(k, lambda v: v)(v) for k, v in raw.items()}, "recipe")
+    if recipe.model.vocab_size != recipe.tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size {recipe.model.vocab_size} and tokenizer.vocab_size "
+            f"{recipe.tokenizer.vocab_size} differ"
+        )
+    uneven = [stage.rows for stage in recipe.stages if stage.rows % recipe.devices]
+    if uneven:
+        raise ConfigError(f"rows {uneven} are no multiples of devices {recipe.devices}")
+    return recipe
+
+
+def _make(kind: type, values: Any, where: str) -> Any:
+    known = [field.name for field in fields(kind)]
+    if not isinstance(values, dict) or values.keys() - set(known):
+        raise ConfigError(f"{where} is {values!r}, expected a table of {', '.join(known)}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from None

@@ -1,0 +1,183 @@
+"""A training run: resumes, steps, logs, saves, exports."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from glmjax.config import MeshConfig
+from glmjax.devices import mesh_for
+from glmjax.errors import ConfigError
+from glmjax.sharding import named_sharding
+from glmjax.train.batches import Batches
+from glmjax.train.curves import draw_curves
+from glmjax.train.data.packing import Packed
+from glmjax.train.data.tokenizer import train_tokenizer
+from glmjax.train.export import export_hf
+from glmjax.train.loss import Metrics, Params, TrainBatch
+from glmjax.train.metrics import MetricsLog
+from glmjax.train.optimizer import make_optimizer
+from glmjax.train.recipe import Recipe
+from glmjax.train.step import (
+    BATCH_AXES,
+    TrainState,
+    TrainStep,
+    init_state,
+    make_measure,
+    make_train_step,
+)
+
+log = logging.getLogger(__name__)
+
+KEPT_CHECKPOINTS = 2
+LOG_EVERY_S = 30.0
+
+
+class Run:
+    """One run of a recipe in a folder.
+
+    Args:
+        recipe: what to train.
+        recipe_file: its source, copied into the folder; a resumed run must have the same.
+        folder: made when missing; holds metrics.jsonl, curves.png, checkpoints/, tokenizer.json
+            and at the end the model in HF's format under the recipe's name.
+
+    Raises:
+        ConfigError: the folder holds a run of another recipe.
+    """
+
+    def __init__(self, recipe: Recipe, recipe_file: Path, folder: Path):
+        self.recipe, self.folder = recipe, folder.absolute()
+        _claim(self.folder, recipe_file)
+        self.mesh = mesh_for(MeshConfig(recipe.devices, 1))
+        self.tokenizer = _tokenizer(recipe, self.folder / "tokenizer.json")
+        self.optimizer = make_optimizer(recipe.optimizer, recipe.steps)
+        self.batches = Batches(recipe, self.tokenizer)
+        self.metrics = MetricsLog(self.folder / "metrics.jsonl")
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the trained model is exported."""
+        return self.folder / self.recipe.name
+
+    def train(self) -> Path:
+        """Train to the end, from the last checkpoint if there is one; returns `model_folder`."""
+        state = init_state(self.recipe.model, self.optimizer, self.mesh, self.recipe.seed)
+        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT_CHECKPOINTS)
+        with ocp.CheckpointManager(self.folder / "checkpoints", options=options) as checkpoints:
+            state = _resumed(checkpoints, state)
+            state = self._steps(state, checkpoints)
+        self._export(state.params)
+        return self.model_folder
+
+    def _steps(self, state: TrainState, checkpoints: ocp.CheckpointManager) -> TrainState:
+        first = int(state.step)
+        self.metrics.keep_before(first)
+        measure = make_measure(self.recipe, self.mesh)
+        bar = tqdm(
+            self._feed(first),
+            "training",
+            self.recipe.steps,
+            initial=first,
+            unit="step",
+            disable=None,
+        )
+        began = said = time.monotonic()
+        for step, run_step, batch in bar:
+            state, metrics = run_step(state, batch)
+            done = step + 1
+            row = _row(metrics) | {"tokens": batch.tokens.size}
+            if done % self.recipe.held_out_every_steps == 0 or done == self.recipe.steps:
+                held_out = measure(state.params, self._put(self.batches.at(step, "held_out")))
+                row |= {f"held_out_{name}": value for name, value in _row(held_out).items()}
+            self.metrics.write(step, row | {"elapsed_s": round(time.monotonic() - began, 2)})
+            bar.set_postfix(loss=f"{row['loss']:.3f}", right=f"{row['accuracy']:.3f}")
+            if bar.disable and time.monotonic() - said > LOG_EVERY_S:
+                said = time.monotonic()
+                rate = (done - first) / (said - began)
+                left_min = (self.recipe.steps - done) / rate / 60
+                log.info(
+                    "step %d of %d, loss %.3f, %.1f %% right, %.1f min left",
+                    *(done, self.recipe.steps, row["loss"], 100 * row["accuracy"], left_min),
+                )
+            if done % self.recipe.checkpoint_every_steps == 0 or done == self.recipe.steps:
+                checkpoints.save(done, args=ocp.args.StandardSave(state))
+                draw_curves(self.metrics.file, self.folder / "curves.png")
+        return state
+
+    def _feed(self, first: int) -> Iterator[tuple[int, TrainStep, TrainBatch]]:
+        """Steps with their programs and batches; the next batch is drawn meanwhile."""
+        programs: dict[Any, TrainStep] = {}
+        with ThreadPoolExecutor(1) as pool:
+            pending: Future[Packed] | None = None
+            for step in range(first, self.recipe.steps):
+                packed = self.batches.at(step) if pending is None else pending.result()
+                if step + 1 < self.recipe.steps:
+                    pending = pool.submit(self.batches.at, step + 1)
+                stage = self.recipe.stage_at(step)
+                if stage not in programs:
+                    programs[stage] = make_train_step(self.recipe, stage, self.optimizer, self.mesh)
+                yield step, programs[stage], self._put(packed)
+
+    def _put(self, packed: Packed) -> TrainBatch:
+        batch = TrainBatch(packed.tokens, packed.segments, packed.positions, packed.trained)
+        return jax.device_put(batch, named_sharding(self.mesh, BATCH_AXES.tokens))
+
+    def _export(self, params: Params) -> None:
+        draw_curves(self.metrics.file, self.folder / "curves.png")
+        parts = params["model"], params["mtp"], self.tokenizer
+        export_hf(self.model_folder, self.recipe.model, *parts, overwrite=True)
+
+
+def _claim(folder: Path, recipe_file: Path) -> None:
+    """Copy the recipe into the folder, unless another one's run is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    copy = folder / "recipe.toml"
+    if copy.exists() and copy.read_bytes() != recipe_file.read_bytes():
+        raise ConfigError(
+            f"{folder} holds a run of another recipe ({copy}); name another folder, or remove it "
+            "to begin anew"
+        )
+    shutil.copyfile(recipe_file, copy)
+
+
+def _tokenizer(recipe: Recipe, file: Path) -> Tokenizer:
+    if not file.exists():
+        made = train_tokenizer(
+            recipe.seed, recipe.tokenizer.vocab_size, recipe.tokenizer.conversations
+        )
+        made.save(str(file))
+    return Tokenizer.from_file(str(file))
+
+
+def _resumed(checkpoints: ocp.CheckpointManager, state: TrainState) -> TrainState:
+    """The newest checkpoint in the place of a new state, or that state."""
+    latest = checkpoints.latest_step()
+    if latest is None:
+        return state
+    log.info("resuming after step %d", latest)
+    return checkpoints.restore(latest, args=ocp.args.StandardRestore(state))
+
+
+def _row(metrics: Metrics) -> dict[str, float]:
+    """Metrics as plain numbers; of the loads, the least and the largest share of an even one."""
+    row: dict[str, float] = {}
+    for name, value in metrics.items():
+        array = np.asarray(value, np.float64)
+        if array.ndim == 0:
+            row[name] = round(float(array), 6)
+        else:
+            share = array / np.maximum(array.mean(-1, keepdims=True), 1e-9)
+            row |= {f"{name}_min": round(share.min(), 4), f"{name}_max": round(share.max(), 4)}
+    return row
