@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "glmjax": BASE | {"engine", "llm"},
     "train": BASE
     | {"bench", "checkpoint", "devices", "model", "pallas_kernels", "runner", "sharding", "text"}
-    | {"convert"},
+    | {"bundled", "convert", "llm"},
     # command lines
     "convert": BASE | {"checkpoint", "model", "sharding"},
     "serve": BASE | {"build", "bundled", "devices", "server"},

@@ -117,11 +117,13 @@ def write_checkpoint(
 
 
 def write_configs(
-    folder: Path, config: ModelConfig, dtype: str, eos_token_ids: tuple[int, ...]
+    folder: Path, config: ModelConfig, dtype: str, eos_token_ids: tuple[int, ...], **generation: Any
 ) -> None:
-    """Write config.json and generation_config.json."""
+    """Write config.json, and generation_config.json with the end tokens and `generation`."""
     _write_json(folder / "config.json", hf_config(config, dtype, eos_token_ids))
-    _write_json(folder / "generation_config.json", {"eos_token_id": list(eos_token_ids)})
+    _write_json(
+        folder / "generation_config.json", {"eos_token_id": list(eos_token_ids)} | generation
+    )
 
 
 def hf_config(config: ModelConfig, dtype: str, eos_token_ids: tuple[int, ...]) -> dict[str, Any]:

@@ -119,6 +119,8 @@ def _default_sampling(generation: Mapping[str, Any], file: Path) -> dict[str, An
     defaults = {name: generation[name] for name in names if generation.get(name) is not None}
     if defaults.get("top_k") == 0:  # HF's word for all
         defaults["top_k"] = -1
+    if generation.get("do_sample") is False:  # HF's word for greedy; absent, it says nothing here
+        defaults["temperature"] = 0.0
     try:
         SamplingParams(**defaults)
     except (InvalidRequestError, TypeError) as error:

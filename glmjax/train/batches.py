@@ -11,6 +11,7 @@ from tokenizers import Tokenizer as Backend
 from glmjax.bench.synthetic import CHAT_TEMPLATE
 from glmjax.text.chat import ChatTemplate
 from glmjax.text.tokenizer import Tokenizer
+from glmjax.train.data.mixture import WEIGHTS
 from glmjax.train.data.packing import Packed, pack_batch
 from glmjax.train.data.problem import Split
 from glmjax.train.recipe import Recipe
@@ -34,7 +35,8 @@ class Batches:
         stage = self._recipe.stage_at(step)
         rng = random.Random(f"{self._recipe.seed} {split} {step}")
         parts = self._template, self._tokenizer
-        packed = pack_batch(rng, split, *parts, stage.rows, stage.seq_len)
+        weights = stage.tasks or WEIGHTS
+        packed = pack_batch(rng, split, *parts, stage.rows, stage.seq_len, weights)
         return _joined(packed) if stage.joined else packed
 
 

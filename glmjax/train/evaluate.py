@@ -6,7 +6,7 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,12 +90,12 @@ def ask(url: str, prompts: Sequence[str]) -> list[str]:
     return [answer["text"] for answer in reply.json()]
 
 
-def evaluate(url: str, count: int, seed: int) -> list[dict[str, Any]]:
-    """A row for each measure: name, problems, right, and the first wrong answer."""
+def evaluate(url: str, count: int, seed: int, tasks: Iterable[str]) -> list[dict[str, Any]]:
+    """A row for each of `tasks`, names of MEASURES: problems, right, and some wrong answers."""
     template = ChatTemplate(CHAT_TEMPLATE.read_text("utf-8"))
     rows = []
-    for name, measure in tqdm(MEASURES.items(), "measuring", unit="task", disable=None):
-        asked = problems(measure, count, seed)
+    for name in tqdm(tasks, "measuring", unit="task", disable=None):
+        asked = problems(MEASURES[name], count, seed)
         prompts = [render_prompt(problem, template) for problem in asked]
         texts = [
             text
@@ -104,7 +104,7 @@ def evaluate(url: str, count: int, seed: int) -> list[dict[str, Any]]:
         ]
         right = [score(problem, text) for problem, text in zip(asked, texts, strict=True)]
         wrong = [(p, t) for p, t, good in zip(prompts, texts, right, strict=True) if not good]
-        rows.append({"task": name, "problems": len(asked), "right": sum(right), "wrong": wrong[:3]})
+        rows.append({"task": name, "problems": len(asked), "right": sum(right), "wrong": wrong[:5]})
     return rows
 
 
@@ -126,6 +126,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--url", default="http://127.0.0.1:30000", help="default: %(default)s")
     p.add_argument("--count", type=int, default=200, help="problems a task; default 200")
+    p.add_argument(
+        "--task", action="append", choices=MEASURES, help="may be repeated; default: all"
+    )
     p.add_argument("--seed", type=int, default=0, help="of the problems; default 0")
     p.add_argument("--json", type=Path, help="also write the rows, with wrong answers, here")
     return p
@@ -135,7 +138,7 @@ def main() -> int:
     """Exit status: 0 when measured, 1 when the server could not be asked."""
     args = parser().parse_args()
     try:
-        rows = evaluate(args.url, args.count, args.seed)
+        rows = evaluate(args.url, args.count, args.seed, args.task or MEASURES)
     except httpx.HTTPError as error:
         print(f"glmjax.train.evaluate: {args.url}: {error}; is it serving?", file=sys.stderr)
         return 1

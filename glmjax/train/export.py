@@ -42,7 +42,7 @@ def export_hf(
 ) -> None:
     """Write a checkpoint that transformers loads as Glm4MoeForCausalLM and the converter converts.
 
-    It appears at `folder` whole, in one rename.
+    It appears at `folder` whole, in one rename. Its generation config asks for greedy decoding.
 
     Args:
         config: sizes. Its end tokens are replaced by the tokenizer's, its dtype by `dtype`.
@@ -68,7 +68,7 @@ def export_hf(
         written = Path(private) / "written"
         written.mkdir()
         write_safetensors(written, _files(config, tensors).items())
-        write_configs(written, config, dtype, eos)
+        write_configs(written, config, dtype, eos, do_sample=False)
         write_tokenizer(written, tokenizer, config.max_position_embeddings)
         if folder.exists():
             folder.rename(Path(private) / "replaced")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 class MetricsLog:
@@ -33,3 +36,19 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     """All rows; a last line that a killed run left half-written is left out."""
     lines = file.read_text("utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def summary(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics as plain numbers.
+
+    Of the loads of experts, [layers, E]: the least and the largest, 1 being an even share.
+    """
+    row: dict[str, float] = {}
+    for name, value in metrics.items():
+        array = np.asarray(value, np.float64)
+        if array.ndim:
+            shares = array / np.maximum(array.mean(-1, keepdims=True), 1e-9)
+            row |= {f"{name}_min": round(shares.min(), 4), f"{name}_max": round(shares.max(), 4)}
+        else:
+            row[name] = round(float(array), 6)
+    return row

@@ -33,18 +33,14 @@ MATRIX_AXES = MuonDimensionNumbers(reduction_axis=-1, output_axis=-2)
 
 
 def make_optimizer(recipe: OptimizerRecipe, steps: int) -> optax.GradientTransformation:
-    """The optimiser of a run of `steps` (GLM-4.5 report, arXiv 2508.06471, section 2.4)."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0,
-        recipe.learning_rate,
-        recipe.warmup_steps,
-        steps,
-        recipe.learning_rate * recipe.final_fraction,
-    )
+    """The optimiser of a run of `steps` (GLM-4.5 report, arXiv 2508.06471, section 2.4).
+
+    optax gives Muon's Nesterov momentum to its AdamW too, which so is NAdamW.
+    """
     return optax.chain(
         optax.clip_by_global_norm(recipe.max_grad_norm),
         muon(
-            schedule,
+            learning_rates(recipe, steps),
             ns_steps=recipe.newton_schulz_steps,
             beta=recipe.momentum,
             weight_decay=recipe.weight_decay,
@@ -53,6 +49,19 @@ def make_optimizer(recipe: OptimizerRecipe, steps: int) -> optax.GradientTransfo
             muon_weight_dimension_numbers=matrix_axes,
         ),
     )
+
+
+def learning_rates(recipe: OptimizerRecipe, steps: int) -> optax.Schedule:
+    """Cycles of a linear warm-up and a cosine, over `steps` in all."""
+    starts = [0, *(restart.step for restart in recipe.restarts), steps]
+    peaks = [recipe.learning_rate, *(restart.learning_rate for restart in recipe.restarts)]
+    cycles = [
+        optax.warmup_cosine_decay_schedule(
+            0.0, peak, recipe.warmup_steps, end - start, peak * recipe.final_fraction
+        )
+        for peak, start, end in zip(peaks, starts, starts[1:], strict=False)
+    ]
+    return optax.join_schedules(cycles, starts[1:-1])
 
 
 def matrix_axes(params: Any) -> Any:

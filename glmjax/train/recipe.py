@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from glmjax.config import ModelConfig
 from glmjax.errors import ConfigError
+from glmjax.train.data.mixture import TASKS
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,19 @@ class TokenizerRecipe:
 
 
 @dataclass(frozen=True)
+class Restart:
+    """A new cycle of the learning rate: warm-up, then a cosine (SGDR, arXiv 1608.03983).
+
+    Attributes:
+        step: where it begins.
+        learning_rate: its peak.
+    """
+
+    step: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
 class OptimizerRecipe:
     """Muon for matrices, AdamW for the rest (GLM-4.5 report, arXiv 2508.06471, section 2.4).
 
@@ -37,6 +52,7 @@ class OptimizerRecipe:
         newton_schulz_steps: Muon's.
         update_rms: what Muon's updates are scaled to, before the learning rate.
         max_grad_norm: longer gradients are scaled down to it.
+        restarts: later cycles of the learning rate, with the same warm-up and end.
     """
 
     learning_rate: float = 5e-3
@@ -47,6 +63,7 @@ class OptimizerRecipe:
     newton_schulz_steps: int = 5
     update_rms: float = 0.2
     max_grad_norm: float = 1.0
+    restarts: tuple[Restart, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,6 +77,7 @@ class Stage:
         mtp_weight: of the MTP loss.
         bias_rate: by how much a correction bias moves a step; 0: balancing is over.
         joined: a row is one long text, in which later conversations see the earlier ones.
+        tasks: weights of tasks in the place of the mixture's own.
     """
 
     steps: int
@@ -68,6 +86,7 @@ class Stage:
     mtp_weight: float = 0.3
     bias_rate: float = 1e-3
     joined: bool = False
+    tasks: Mapping[str, float] | None = field(default=None, hash=False)
 
 
 @dataclass(frozen=True)
@@ -135,7 +154,7 @@ def _recipe(raw: dict[str, Any]) -> Recipe:
     parts = {
         "model": lambda value: _make(ModelConfig, value, "model"),
         "tokenizer": lambda value: _make(TokenizerRecipe, value, "tokenizer"),
-        "optimizer": lambda value: _make(OptimizerRecipe, value, "optimizer"),
+        "optimizer": _optimizer,
         "stages": lambda value: tuple(_make(Stage, stage, "stages") for stage in value),
     }
     recipe = _make(Recipe, {k: parts.get(k, lambda v: v)(v) for k, v in raw.items()}, "recipe")
@@ -144,10 +163,19 @@ def _recipe(raw: dict[str, Any]) -> Recipe:
             f"model.vocab_size {recipe.model.vocab_size} and tokenizer.vocab_size "
             f"{recipe.tokenizer.vocab_size} differ"
         )
+    unknown = {task for stage in recipe.stages for task in stage.tasks or ()} - TASKS.keys()
+    if unknown:
+        raise ConfigError(f"stages.tasks names {sorted(unknown)}, expected some of {list(TASKS)}")
     uneven = [stage.rows for stage in recipe.stages if stage.rows % recipe.devices]
     if uneven:
         raise ConfigError(f"rows {uneven} are no multiples of devices {recipe.devices}")
     return recipe
+
+
+def _optimizer(values: Any) -> OptimizerRecipe:
+    recipe = _make(OptimizerRecipe, values, "optimizer")
+    restarts = (_make(Restart, value, "optimizer.restarts") for value in recipe.restarts)
+    return replace(recipe, restarts=tuple(restarts))
 
 
 def _make(kind: type, values: Any, where: str) -> Any:

@@ -4,44 +4,40 @@ from __future__ import annotations
 
 import logging
 import shutil
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
 from glmjax.config import MeshConfig
 from glmjax.devices import mesh_for
 from glmjax.errors import ConfigError
-from glmjax.sharding import named_sharding
 from glmjax.train.batches import Batches
 from glmjax.train.curves import draw_curves
 from glmjax.train.data.packing import Packed
 from glmjax.train.data.tokenizer import train_tokenizer
 from glmjax.train.export import export_hf
-from glmjax.train.loss import Metrics, Params, TrainBatch
-from glmjax.train.metrics import MetricsLog
+from glmjax.train.loss import Params, TrainBatch
+from glmjax.train.metrics import MetricsLog, summary
 from glmjax.train.optimizer import make_optimizer
-from glmjax.train.recipe import Recipe
+from glmjax.train.progress import Progress
+from glmjax.train.recipe import Recipe, Stage
 from glmjax.train.step import (
-    BATCH_AXES,
+    Measure,
     TrainState,
     TrainStep,
     init_state,
     make_measure,
     make_train_step,
+    put,
 )
 
 log = logging.getLogger(__name__)
 
 KEPT_CHECKPOINTS = 2
-LOG_EVERY_S = 30.0
 
 
 class Run:
@@ -84,41 +80,31 @@ class Run:
     def _steps(self, state: TrainState, checkpoints: ocp.CheckpointManager) -> TrainState:
         first = int(state.step)
         self.metrics.keep_before(first)
-        measure = make_measure(self.recipe, self.mesh)
-        bar = tqdm(
-            self._feed(first),
-            "training",
-            self.recipe.steps,
-            initial=first,
-            unit="step",
-            disable=None,
-        )
-        began = said = time.monotonic()
-        for step, run_step, batch in bar:
-            state, metrics = run_step(state, batch)
-            done = step + 1
-            row = _row(metrics) | {"tokens": batch.tokens.size}
-            if done % self.recipe.held_out_every_steps == 0 or done == self.recipe.steps:
-                held_out = measure(state.params, self._put(self.batches.at(step, "held_out")))
-                row |= {f"held_out_{name}": value for name, value in _row(held_out).items()}
-            self.metrics.write(step, row | {"elapsed_s": round(time.monotonic() - began, 2)})
-            bar.set_postfix(loss=f"{row['loss']:.3f}", right=f"{row['accuracy']:.3f}")
-            if bar.disable and time.monotonic() - said > LOG_EVERY_S:
-                said = time.monotonic()
-                rate = (done - first) / (said - began)
-                left_min = (self.recipe.steps - done) / rate / 60
-                log.info(
-                    "step %d of %d, loss %.3f, %.1f %% right, %.1f min left",
-                    *(done, self.recipe.steps, row["loss"], 100 * row["accuracy"], left_min),
-                )
-            if done % self.recipe.checkpoint_every_steps == 0 or done == self.recipe.steps:
-                checkpoints.save(done, args=ocp.args.StandardSave(state))
-                draw_curves(self.metrics.file, self.folder / "curves.png")
+        measure = make_measure(self.recipe.model, self.mesh)
+        with Progress(first, self.recipe.steps) as progress:
+            for step, run_step, batch in self._feed(first):
+                state, metrics = run_step(state, batch)
+                row = summary(metrics) | {"tokens": batch.tokens.size}
+                if self._is_due(step, self.recipe.held_out_every_steps):
+                    row |= self._held_out(step, state.params, measure)
+                self.metrics.write(step, row | {"elapsed_s": progress.elapsed_s()})
+                progress.show(step + 1, row)
+                if self._is_due(step, self.recipe.checkpoint_every_steps):
+                    checkpoints.save(step + 1, args=ocp.args.StandardSave(state))
+                    draw_curves(self.metrics.file, self.folder / "curves.png")
         return state
+
+    def _is_due(self, step: int, every: int) -> bool:
+        return (step + 1) % every == 0 or step + 1 == self.recipe.steps
+
+    def _held_out(self, step: int, params: Params, measure: Measure) -> dict[str, float]:
+        """Metrics of problems that are never trained on."""
+        batch = put(self.batches.at(step, "held_out"), self.mesh)
+        return {f"held_out_{k}": value for k, value in summary(measure(params, batch)).items()}
 
     def _feed(self, first: int) -> Iterator[tuple[int, TrainStep, TrainBatch]]:
         """Steps with their programs and batches; the next batch is drawn meanwhile."""
-        programs: dict[Any, TrainStep] = {}
+        programs: dict[Stage, TrainStep] = {}
         with ThreadPoolExecutor(1) as pool:
             pending: Future[Packed] | None = None
             for step in range(first, self.recipe.steps):
@@ -128,11 +114,7 @@ class Run:
                 stage = self.recipe.stage_at(step)
                 if stage not in programs:
                     programs[stage] = make_train_step(self.recipe, stage, self.optimizer, self.mesh)
-                yield step, programs[stage], self._put(packed)
-
-    def _put(self, packed: Packed) -> TrainBatch:
-        batch = TrainBatch(packed.tokens, packed.segments, packed.positions, packed.trained)
-        return jax.device_put(batch, named_sharding(self.mesh, BATCH_AXES.tokens))
+                yield step, programs[stage], put(packed, self.mesh)
 
     def _export(self, params: Params) -> None:
         draw_curves(self.metrics.file, self.folder / "curves.png")
@@ -167,17 +149,5 @@ def _resumed(checkpoints: ocp.CheckpointManager, state: TrainState) -> TrainStat
     if latest is None:
         return state
     log.info("resuming after step %d", latest)
-    return checkpoints.restore(latest, args=ocp.args.StandardRestore(state))
-
-
-def _row(metrics: Metrics) -> dict[str, float]:
-    """Metrics as plain numbers; of the loads, the least and the largest share of an even one."""
-    row: dict[str, float] = {}
-    for name, value in metrics.items():
-        array = np.asarray(value, np.float64)
-        if array.ndim == 0:
-            row[name] = round(float(array), 6)
-        else:
-            share = array / np.maximum(array.mean(-1, keepdims=True), 1e-9)
-            row |= {f"{name}_min": round(share.min(), 4), f"{name}_max": round(share.max(), 4)}
-    return row
+    restored: Any = checkpoints.restore(latest, args=ocp.args.StandardRestore(state))
+    return restored

@@ -18,6 +18,7 @@ from glmjax.model.decoder import Decoder
 from glmjax.model.mtp import MTP
 from glmjax.model.spec import ParamSpec, axes_tree, path_name, specs_of
 from glmjax.sharding import named_sharding, psum_data, shard_map
+from glmjax.train.data.packing import Packed
 from glmjax.train.loss import LossWeights, Metrics, Params, TrainBatch, total_loss
 from glmjax.train.optimizer import MATRICES, balance
 from glmjax.train.recipe import Recipe, Stage
@@ -43,7 +44,14 @@ class TrainState:
     step: Any
 
 
+def put(packed: Packed, mesh: Mesh) -> TrainBatch:
+    """A batch on the mesh, each device its own rows."""
+    batch = TrainBatch(packed.tokens, packed.segments, packed.positions, packed.trained)  # pyright: ignore
+    return jax.device_put(batch, named_sharding(mesh, BATCH_AXES.tokens))  # pyright: ignore
+
+
 TrainStep = Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]
+Measure = Callable[[Params, TrainBatch], Metrics]
 
 
 def param_specs(config: ModelConfig) -> Params:
@@ -94,24 +102,30 @@ def make_train_step(
 
     def step(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
         grads, metrics = gradients(state.params, batch)
-        metrics |= {"grad_norm": optax.global_norm(grads)}
+        metrics |= {"grad_norm": optax.tree.norm(grads)}
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        for part, load in (("model", metrics["load"]), ("mtp", metrics["mtp_load"])):
-            vectors = params[part]["vectors"]  # pyright: ignore[reportIndexIssue]
-            vectors[BIAS] = balance(vectors[BIAS], load, stage.bias_rate)
+        params: Any = optax.apply_updates(state.params, updates)
+        params = {
+            "model": _balanced(params["model"], metrics["load"], stage.bias_rate),
+            "mtp": _balanced(params["mtp"], metrics["mtp_load"], stage.bias_rate),
+        }
         return TrainState(params, optimizer_state, state.step + 1), metrics
 
     return jax.jit(step, donate_argnums=0)
 
 
-def make_measure(recipe: Recipe, mesh: Mesh) -> Callable[[Params, TrainBatch], Metrics]:
+def _balanced(params: Params, load: jax.Array, rate: float) -> Params:
+    """A tree with its correction biases moved against the load."""
+    vectors = params["vectors"]
+    return params | {"vectors": vectors | {BIAS: balance(vectors[BIAS], load, rate)}}
+
+
+def make_measure(config: ModelConfig, mesh: Mesh) -> Measure:
     """The metrics of a batch, without learning from it."""
-    weights = LossWeights(recipe.prompt_weight, 0.0, 0.0)
-    axes = axes_tree(param_specs(recipe.model))
+    axes = axes_tree(param_specs(config))
 
     def local(params: Params, batch: TrainBatch) -> Metrics:
-        return psum_data(total_loss(params, batch, recipe.model, weights)[1])
+        return psum_data(total_loss(params, batch, config, LossWeights(0.0, 0.0, 0.0))[1])
 
     return jax.jit(shard_map(local, mesh, in_axes=(axes, BATCH_AXES), out_axes=()))
 

@@ -53,6 +53,14 @@ def test_explicit_sampling_wins_over_defaults(folder: Path):
     }
 
 
+def test_do_sample_false_means_greedy_and_a_temperature_asked_for_still_wins(folder: Path):
+    served = generation_config(folder, do_sample=False, temperature=0.6)
+    assert served.sampling().temperature == 0.0
+    assert served.sampling(temperature=0.8).temperature == 0.8
+    assert generation_config(folder, do_sample=True, temperature=0.6).sampling().temperature == 0.6
+    assert generation_config(folder).sampling().temperature == 1.0
+
+
 def test_impossible_defaults(folder: Path):
     with pytest.raises(CheckpointError, match=r"generation_config\.json: top_p is 2"):
         generation_config(folder, top_p=2)

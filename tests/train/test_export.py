@@ -98,8 +98,13 @@ def test_all_files_but_the_weights_are_those_of_any_checkpoint(hf, trained, tmp_
     }
     expected = {file.name for file in hf.iterdir() if "safetensors" not in file.name}
     assert {name for name in names if "safetensors" not in name} == expected
-    for name in expected:
+    for name in expected - {"generation_config.json"}:
         assert (tmp_path / "out" / name).read_bytes() == (hf / name).read_bytes(), name
+    generation, random = (
+        json.loads((folder / "generation_config.json").read_text())
+        for folder in (tmp_path / "out", hf)
+    )
+    assert generation == random | {"do_sample": False}
     mtp = load_file(tmp_path / "out" / "mtp.safetensors")
     assert all(name.startswith("model.layers.3.") for name in mtp)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from glmjax.train.data import arithmetic, english, facts, lines, multi_turn, tool_problems
@@ -32,15 +32,19 @@ TASKS: dict[str, tuple[float, Generator]] = {
     "multi_turn": (0.07, multi_turn.generate),
     "english": (0.07, english.generate),
 }
-_NAMES = tuple(TASKS)
-_WEIGHTS = tuple(weight for weight, _ in TASKS.values())
+WEIGHTS = {name: weight for name, (weight, _) in TASKS.items()}
 
 
-def draw(rng: random.Random, split: Split, task: str | None = None) -> Problem:
+def draw(
+    rng: random.Random,
+    split: Split,
+    task: str | None = None,
+    weights: Mapping[str, float] = WEIGHTS,
+) -> Problem:
     """A problem of `task`, or of any, drawn by the weights.
 
     Raises:
         KeyError: no such task.
     """
-    name = rng.choices(_NAMES, _WEIGHTS)[0] if task is None else task
+    name = rng.choices([*weights], [*weights.values()])[0] if task is None else task
     return TASKS[name][1](rng, split)

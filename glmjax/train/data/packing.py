@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from glmjax.text.chat import ChatTemplate
 from glmjax.text.tokenizer import Tokenizer
 from glmjax.train.data.encode import encode_batch
-from glmjax.train.data.mixture import draw
+from glmjax.train.data.mixture import WEIGHTS, draw
 from glmjax.train.data.problem import Split
 
 Encoded = tuple[list[int], list[bool]]
@@ -46,7 +47,7 @@ def pack_batch(
     tokenizer: Tokenizer,
     rows: int,
     seq_len: int,
-    task: str | None = None,
+    weights: Mapping[str, float] = WEIGHTS,
 ) -> Packed:
     """Draw conversations and pack them; the same `rng` state gives the same batch.
 
@@ -55,7 +56,7 @@ def pack_batch(
     """
 
     def drawn(count: int) -> list[Encoded]:
-        problems = [draw(rng, split, task) for _ in range(count)]
+        problems = [draw(rng, split, weights=weights) for _ in range(count)]
         found = encode_batch(problems, template, tokenizer)
         return [item for item in found if len(item[0]) <= seq_len]
 
