@@ -33,6 +33,7 @@ from glmjax.model.mtp import MTP
 from glmjax.runner.weights import load, load_mtp
 from glmjax.sharding import placement, shard_map
 from glmjax.text.chat import ChatTemplate
+from glmjax.train.arguments import positive
 from glmjax.train.data.encode import render_prompt
 from glmjax.train.data.mixture import draw
 from glmjax.train.sequences import Sequences
@@ -193,8 +194,8 @@ def parser() -> argparse.ArgumentParser:
         description="Count how many drafts of a model's MTP block greedy decoding would accept.",
     )
     p.add_argument("--model", type=Path, help="converted folder; default: the bundled glm-nano")
-    p.add_argument("--chats", type=int, default=200, help="held-out chats; default 200")
-    p.add_argument("--steps", type=int, default=3, help="drafts a verification; default 3")
+    p.add_argument("--chats", type=positive, default=200, help="held-out chats; default 200")
+    p.add_argument("--steps", type=positive, default=3, help="drafts a verification; default 3")
     p.add_argument("--seed", type=int, default=0, help="of the chats; default 0")
     return p
 

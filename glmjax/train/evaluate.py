@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from glmjax.bench.synthetic import CHAT_TEMPLATE
 from glmjax.text.chat import ChatTemplate
+from glmjax.train.arguments import positive
 from glmjax.train.data import tools
 from glmjax.train.data.encode import render_prompt
 from glmjax.train.data.mixture import draw
@@ -125,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="Start a server first: python serve.py",
     )
     p.add_argument("--url", default="http://127.0.0.1:30000", help="default: %(default)s")
-    p.add_argument("--count", type=int, default=200, help="problems a task; default 200")
+    p.add_argument("--count", type=positive, default=200, help="problems a task; default 200")
     p.add_argument(
         "--task", action="append", choices=MEASURES, help="may be repeated; default: all"
     )

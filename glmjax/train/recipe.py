@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from glmjax.config import ModelConfig
 from glmjax.errors import ConfigError
 from glmjax.train.data.mixture import TASKS
+
+# What TOML may give for a field of each type.
+SCALARS: dict[Any, tuple[type, ...]] = {
+    int: (int,),
+    float: (int, float),
+    bool: (bool,),
+    str: (str,),
+}
+RECIPE_COUNTS = ("devices", "checkpoint_every_steps", "held_out_every_steps")
+STAGE_COUNTS = ("steps", "rows", "seq_len")
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+TAKEN = ("checkpoints", "recipe.toml", "tokenizer.json", "metrics.jsonl", "curves.png")
 
 
 @dataclass(frozen=True)
@@ -155,21 +168,42 @@ def _recipe(raw: dict[str, Any]) -> Recipe:
         "model": lambda value: _make(ModelConfig, value, "model"),
         "tokenizer": lambda value: _make(TokenizerRecipe, value, "tokenizer"),
         "optimizer": _optimizer,
-        "stages": lambda value: tuple(_make(Stage, stage, "stages") for stage in value),
+        "stages": lambda value: tuple(
+            _make(Stage, stage, "stages")
+            for stage in (value if isinstance(value, list) else [value])
+        ),
     }
     recipe = _make(Recipe, {k: parts.get(k, lambda v: v)(v) for k, v in raw.items()}, "recipe")
-    if recipe.model.vocab_size != recipe.tokenizer.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size {recipe.model.vocab_size} and tokenizer.vocab_size "
-            f"{recipe.tokenizer.vocab_size} differ"
-        )
-    unknown = {task for stage in recipe.stages for task in stage.tasks or ()} - TASKS.keys()
-    if unknown:
-        raise ConfigError(f"stages.tasks names {sorted(unknown)}, expected some of {list(TASKS)}")
-    uneven = [stage.rows for stage in recipe.stages if stage.rows % recipe.devices]
-    if uneven:
-        raise ConfigError(f"rows {uneven} are no multiples of devices {recipe.devices}")
+    _check_recipe(recipe)
     return recipe
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    counts = {name: getattr(recipe, name) for name in RECIPE_COUNTS}
+    counts |= {
+        f"stages[{i}].{name}": getattr(stage, name)
+        for i, stage in enumerate(recipe.stages)
+        for name in STAGE_COUNTS
+    }
+    if low := [f"{name} is {count}" for name, count in counts.items() if count < 1]:
+        raise ConfigError(f"{', '.join(low)}, expected 1 or more")
+    unknown = {task for stage in recipe.stages for task in stage.tasks or ()} - TASKS.keys()
+    uneven = [stage.rows for stage in recipe.stages if stage.rows % recipe.devices]
+    sizes = recipe.model.vocab_size, recipe.tokenizer.vocab_size
+    rules = [
+        (recipe.stages, "stages is empty, expected at least one"),
+        (NAME.fullmatch(recipe.name), f"name is {recipe.name!r}, expected letters, digits, . _ -"),
+        (recipe.name not in TAKEN, f"name is {recipe.name!r}, which the run's folder has already"),
+        (
+            len({*sizes}) == 1,
+            f"model.vocab_size {sizes[0]} and tokenizer.vocab_size {sizes[1]} differ",
+        ),
+        (not unknown, f"stages.tasks names {sorted(unknown)}, expected some of {list(TASKS)}"),
+        (not uneven, f"rows {uneven} are no multiples of devices {recipe.devices}"),
+    ]
+    for holds, message in rules:
+        if not holds:
+            raise ConfigError(message)
 
 
 def _optimizer(values: Any) -> OptimizerRecipe:
@@ -182,6 +216,10 @@ def _make(kind: type, values: Any, where: str) -> Any:
     known = [field.name for field in fields(kind)]
     if not isinstance(values, dict) or values.keys() - set(known):
         raise ConfigError(f"{where} is {values!r}, expected a table of {', '.join(known)}")
+    for name, hint in get_type_hints(kind).items():
+        accepted = SCALARS.get(hint)
+        if accepted and name in values and type(values[name]) not in accepted:
+            raise ConfigError(f"{where}.{name} is {values[name]!r}, expected {hint.__name__}")
     try:
         return kind(**values)
     except TypeError as error:

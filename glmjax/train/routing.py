@@ -17,6 +17,7 @@ from glmjax.errors import CheckpointError, GlmjaxError
 from glmjax.runner.weights import load, load_mtp
 from glmjax.text.chat import ChatTemplate
 from glmjax.text.tokenizer import Tokenizer
+from glmjax.train.arguments import positive
 from glmjax.train.data.packing import pack_batch
 from glmjax.train.step import make_measure, put
 
@@ -59,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         description="Show how evenly held-out text loads a model's experts; 1 is an even share.",
     )
     p.add_argument("--model", type=Path, help="converted folder; default: the bundled glm-nano")
-    p.add_argument("--batches", type=int, default=8, help="of 8,192 tokens; default 8")
+    p.add_argument("--batches", type=positive, default=8, help="of 8,192 tokens; default 8")
     p.add_argument("--seed", type=int, default=0, help="of the text; default 0")
     return p
 

