@@ -46,8 +46,8 @@ class TrainState:
 
 def put(packed: Packed, mesh: Mesh) -> TrainBatch:
     """A batch on the mesh, each device its own rows."""
-    batch = TrainBatch(packed.tokens, packed.segments, packed.positions, packed.trained)  # pyright: ignore
-    return jax.device_put(batch, named_sharding(mesh, BATCH_AXES.tokens))  # pyright: ignore
+    batch = TrainBatch(packed.tokens, packed.segments, packed.positions, packed.trained)  # pyright: ignore[reportArgumentType]
+    return jax.device_put(batch, named_sharding(mesh, BATCH_AXES.tokens))  # pyright: ignore[reportArgumentType]
 
 
 TrainStep = Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]
