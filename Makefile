@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c c
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test parity slow lint
+.PHONY: help setup serve test parity slow bench lint
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -26,6 +26,9 @@ parity: .venv/.parity  ## compare with transformers live; installs torch
 
 slow: .venv/.installed  ## the tests that take minutes
 	@$(PYTEST) -m slow $(ARGS)
+
+bench: .venv/.installed  ## measure an engine on this machine (a quarter of an hour)
+	@$(BIN)/python -m glmjax.bench $(ARGS)
 
 lint: .venv/.installed  ## ruff and pyright
 	@$(BIN)/ruff check .

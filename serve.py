@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
+import gc
 import logging
 import math
 import sys
@@ -11,17 +13,21 @@ from pathlib import Path
 
 from glmjax.build import build
 from glmjax.bundled import converted
-from glmjax.config import DTYPES, CacheConfig, MeshConfig, SchedulerConfig
+from glmjax.config import DTYPES, CacheConfig, MeshConfig, ModelConfig, SchedulerConfig
 from glmjax.devices import cache_folder, prepare
-from glmjax.errors import GlmjaxError
+from glmjax.errors import ConfigError, GlmjaxError
 from glmjax.server.serving import check_free, serve
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+ALGORITHMS = ("EAGLE", "NEXTN")
+DRAFTING = """A model with an MTP block drafts tokens ahead and verifies them all at once: the same
+answers, faster. The options are called as in SGLang."""
 
 EPILOG = """examples:
   python serve.py                                 the bundled glm-nano, to see it work
   python serve.py --model glm-4.5-air --mesh 8    tensor parallel over 8 devices
   python serve.py --model glm-4.5-air --mesh 2x4  2 data groups of tensor parallel 4
+  python serve.py --speculative-num-steps 0       one token a step, without drafting
 
 Without a GPU the devices are virtual ones on the CPU.
 Ctrl-C or SIGTERM: finish what runs, then exit; once more: exit at once.
@@ -33,44 +39,116 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description="Serve a GLM-4.5 model over HTTP (OpenAI) and gRPC (SGLang).",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=functools.partial(
+            argparse.RawDescriptionHelpFormatter, max_help_position=36
+        ),
     )
-    add = p.add_argument
+    for add_options in (_model_options, _network_options, _capacity_options, _drafting_options):
+        add_options(p)
+    return p
+
+
+def _model_options(p: argparse.ArgumentParser) -> None:
+    add = p.add_argument_group("what is served, on what").add_argument
     add(
         "--model",
         type=Path,
+        metavar="FOLDER",
         help="folder that convert/hf_to_orbax.py wrote; default: glm-nano, a tiny model that comes "
         "with glmjax",
     )
     add(
+        "--served-model-name",
+        metavar="NAME",
+        help="what clients call the model; default: the folder's name",
+    )
+    add(
         "--mesh",
         default="1",
+        metavar="N|DxT",
         help="devices: N (tensor parallel) or DxT (D data groups of tensor parallel T); default 1",
     )
     add("--dtype", choices=DTYPES, help="of weights, activations and KV; default: the checkpoint's")
-    add("--host", default="127.0.0.1", help="address to listen on; default 127.0.0.1")
-    add("--port", type=_port, default=30000, help="HTTP; 0: any free one; default 30000")
-    add("--grpc-port", type=_port, default=30001, help="gRPC; 0: any free one; default 30001")
-    add("--served-model-name", help="what clients call the model; default: the folder's name")
-    add("--max-running-requests", type=int, default=32, help="at once; default 32")
-    add("--max-queued-requests", type=int, default=1024, help="more are refused; default 1024")
-    add("--max-seq-len", type=int, help="prompt and output together; default: the model's")
-    add("--chunked-prefill-size", type=int, default=256, help="prompt tokens a step; default 256")
-    add("--page-size", type=int, default=16, help="tokens a KV page; default 16")
-    add("--kv-cache-gib", type=_positive, default=1.0, help="KV pool of each device; default 1")
     add(
-        "--drain-timeout-s",
-        type=_positive,
-        default=30.0,
-        help="for requests that run when told to stop; default 30",
+        "--deterministic",
+        "--enable-deterministic-inference",
+        action="store_true",
+        help="round alike in every batch, at a cost in speed: an answer depends on nothing but its "
+        "own request",
     )
     add(
         "--compile-cache",
         type=Path,
+        metavar="FOLDER",
         default=cache_folder() / "xla",
         help="folder that keeps compiled programs for the next start; default %(default)s",
     )
-    return p
+
+
+def _network_options(p: argparse.ArgumentParser) -> None:
+    group = p.add_argument_group("where clients find it")
+    add, port = group.add_argument, functools.partial(group.add_argument, type=_port, metavar="N")
+    add("--host", default="127.0.0.1", help="address to listen on; default 127.0.0.1")
+    port("--port", default=30000, help="HTTP; 0: any free one; default 30000")
+    port("--grpc-port", default=30001, help="gRPC; 0: any free one; default 30001")
+    add(
+        "--drain-timeout-s",
+        type=_positive,
+        default=30.0,
+        metavar="S",
+        help="for requests that run when told to stop; default 30",
+    )
+
+
+def _capacity_options(p: argparse.ArgumentParser) -> None:
+    group = p.add_argument_group("how much at once")
+    add, number = group.add_argument, functools.partial(group.add_argument, type=int, metavar="N")
+    number("--max-running-requests", default=32, help="at once; default 32")
+    number("--max-queued-requests", default=1024, help="more are refused; default 1024")
+    number("--max-seq-len", help="prompt and output together; default: the model's")
+    number("--chunked-prefill-size", default=256, help="prompt tokens a step; default 256")
+    number("--page-size", default=16, help="tokens a KV page; default 16")
+    add(
+        "--kv-cache-gib",
+        type=_positive,
+        default=1.0,
+        metavar="X",
+        help="KV pool of each device; default 1",
+    )
+    add(
+        "--disable-radix-cache",
+        action="store_true",
+        help="compute every prompt anew: else prompts that begin alike share what was computed",
+    )
+
+
+def _drafting_options(p: argparse.ArgumentParser) -> None:
+    group = p.add_argument_group("drafting", DRAFTING)
+    add, number = group.add_argument, functools.partial(group.add_argument, metavar="N")
+    add(
+        "--speculative-algorithm",
+        choices=ALGORITHMS,
+        type=str.upper,
+        help="both mean the MTP block, which the model must have if this is given; default: NEXTN "
+        "where it has one",
+    )
+    number(
+        "--speculative-num-steps",
+        type=int,
+        default=3,
+        help="drafts ahead of each token; 0: no drafting; default 3",
+    )
+    number(
+        "--speculative-eagle-topk",
+        type=_chain,
+        default=1,
+        help="drafts at each place; only 1, a chain, is served",
+    )
+    number(
+        "--speculative-num-draft-tokens",
+        type=int,
+        help="tokens verified at once; only one more than the steps is served",
+    )
 
 
 def _port(text: str) -> int:
@@ -80,6 +158,14 @@ def _port(text: str) -> int:
     return port
 
 
+def _chain(text: str) -> int:
+    if int(text) != 1:
+        raise argparse.ArgumentTypeError(
+            f"a draft tree is not served: {text} drafts at each place were asked for, expected 1"
+        )
+    return 1
+
+
 def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < math.inf:
@@ -87,24 +173,46 @@ def _positive(text: str) -> float:
     return value
 
 
+def scheduler_config(args: argparse.Namespace) -> SchedulerConfig:
+    """How requests share the device. Raises ConfigError for sizes that cannot be."""
+    steps, verified = args.speculative_num_steps, args.speculative_num_draft_tokens
+    if verified not in (None, steps + 1):
+        raise ConfigError(
+            f"--speculative-num-draft-tokens is {verified}, but a chain of "
+            f"--speculative-num-steps {steps} has {steps + 1} tokens to verify; give {steps + 1} "
+            "or leave it out"
+        )
+    return SchedulerConfig(
+        args.max_running_requests,
+        args.max_queued_requests,
+        args.chunked_prefill_size,
+        args.max_seq_len,
+        speculative_num_steps=steps,
+        prefix_cache=not args.disable_radix_cache,
+        deterministic=args.deterministic,
+    )
+
+
+def check_drafting(args: argparse.Namespace, folder: Path) -> None:
+    """Raise ConfigError when drafting was asked for of a model that cannot draft."""
+    if args.speculative_algorithm and not ModelConfig.from_hf(folder).num_nextn_predict_layers:
+        raise ConfigError(
+            f"--speculative-algorithm is {args.speculative_algorithm}, but {folder} has no MTP "
+            "block (num_nextn_predict_layers is 0); leave it out"
+        )
+
+
 def run(args: argparse.Namespace) -> None:
     """Build the engine and serve until told to stop."""
-    mesh = MeshConfig.parse(args.mesh)
+    mesh, scheduler = MeshConfig.parse(args.mesh), scheduler_config(args)
     check_free(args.host, args.port, args.grpc_port)
     prepare(mesh.size, args.compile_cache)
-    engine, served = build(
-        args.model or converted(mesh.size),
-        mesh,
-        args.dtype,
-        CacheConfig(args.page_size, memory_bytes=int(args.kv_cache_gib * 2**30)),
-        SchedulerConfig(
-            args.max_running_requests,
-            args.max_queued_requests,
-            args.chunked_prefill_size,
-            args.max_seq_len,
-        ),
-        args.served_model_name,
-    )
+    folder = args.model or converted(mesh.size)
+    check_drafting(args, folder)
+    cache = CacheConfig(args.page_size, memory_bytes=int(args.kv_cache_gib * 2**30))
+    engine, served = build(folder, mesh, args.dtype, cache, scheduler, args.served_model_name)
+    gc.collect()
+    gc.freeze()  # what is built by now stays: walking through it would stop a step for 0.1 s
     asyncio.run(serve(engine, served, args.host, args.port, args.grpc_port, args.drain_timeout_s))
 
 

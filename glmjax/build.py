@@ -6,11 +6,12 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from glmjax.checkpoint import open_converted
 from glmjax.config import CacheConfig, MeshConfig, SchedulerConfig
 from glmjax.devices import mesh_for
 from glmjax.engine import Engine
 from glmjax.runner.runner import DeviceRunner
-from glmjax.runner.weights import load, read_config
+from glmjax.runner.weights import load, load_mtp
 from glmjax.scheduler.limits import describe, make_limits
 from glmjax.server.served import ServedModel
 
@@ -39,11 +40,16 @@ def build(
         CheckpointError: the folder is not a whole converted checkpoint.
     """
     scheduler = scheduler or SchedulerConfig()
-    config = read_config(folder, dtype)
+    converted = open_converted(folder, dtype)
+    config = replace(converted.config, deterministic=scheduler.deterministic)
+    if scheduler.speculative_num_steps and not converted.manifest.has_mtp:
+        log.info("%s has no MTP block: served without drafting", folder)
+        scheduler = replace(scheduler, speculative_num_steps=0)
     limits = make_limits(config, mesh, cache or CacheConfig(), scheduler)
     log.info("%s", describe(config, mesh, limits))
     served = ServedModel.load(folder, name, limits.max_seq_len)
     devices = mesh_for(mesh)
     _, params = load(folder, devices, dtype)
-    runner = DeviceRunner(config, params, devices, limits)
+    mtp = load_mtp(folder, devices, dtype) if limits.num_drafts else None
+    runner = DeviceRunner(config, params, devices, limits, mtp)
     return Engine(runner, scheduler, served.eos_token_ids), replace(served, config=config)

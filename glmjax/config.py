@@ -13,6 +13,7 @@ from glmjax.errors import ConfigError
 ARCHITECTURE = "Glm4MoeForCausalLM"
 MODEL_TYPE = "glm4_moe"
 DTYPES = ("bfloat16", "float32")
+MAX_DRAFTS = 15  # beyond that none is accepted often enough to pay
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def _group(raw: dict[str, Any], key: str, kind: type) -> Any:
 class ModelConfig:
     """Sizes and switches of a GLM-4.5 model, by their HF names (config.json of `glm4_moe`).
 
+    `deterministic` is not the model's but how it runs: `SchedulerConfig.deterministic`.
+
     Raises:
         ConfigError: sizes that cannot belong to a model.
     """
@@ -106,6 +109,7 @@ class ModelConfig:
     dtype: str = "bfloat16"
     eos_token_ids: tuple[int, ...] = ()
     quant: QuantConfig | None = None
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         _check_positive(self)
@@ -139,11 +143,11 @@ class ModelConfig:
             return self
         return replace(self, num_key_value_heads=tensor)
 
-    def kv_bytes_per_token(self, dtype: str | None = None) -> int:
-        """Bytes of K and V for one position in all layers, the MTP block not counted."""
+    def kv_bytes_per_token(self, dtype: str | None = None, drafting: bool = False) -> int:
+        """Bytes of K and V for one position in all layers; the MTP block's with `drafting` only."""
         item_bytes = 4 if (dtype or self.dtype) == "float32" else 2
         heads = 2 * self.num_key_value_heads * self.head_dim
-        return self.num_hidden_layers * heads * item_bytes
+        return (self.num_hidden_layers + drafting) * heads * item_bytes
 
     @classmethod
     def from_hf(cls, path: str | Path) -> ModelConfig:
@@ -190,7 +194,8 @@ class ModelConfig:
 _HF_KEYS = {
     name: name
     for name, spec in ModelConfig.__dataclass_fields__.items()
-    if name not in ("eos_token_ids", "quant", "rope_theta", "partial_rotary_factor")
+    if name
+    not in ("eos_token_ids", "quant", "rope_theta", "partial_rotary_factor", "deterministic")
 } | {
     "num_local_experts": "n_routed_experts",
     "num_mtp_layers": "num_nextn_predict_layers",
@@ -441,19 +446,32 @@ class SchedulerConfig:
     Attributes:
         max_running_requests: sequences that run at once, over all data groups.
         max_queued_requests: sequences that may wait; one more is refused.
-        chunked_prefill_size: prompt tokens computed a step, a data group.
+        chunked_prefill_size: prompt tokens computed a step, a data group, beside all that decode.
         max_seq_len: longest sequence served; None: the model's.
+        speculative_num_steps: drafts a step makes for each sequence, where the model has an MTP
+            block; 0: no drafting.
+        prefix_cache: keep the KV of what was computed, for requests that begin alike.
+        deterministic: round alike in every batch, at a cost: also in bfloat16 a request's output
+            depends on nothing but itself and the tensor-parallel size.
     """
 
     max_running_requests: int = 32
     max_queued_requests: int = 1024
     chunked_prefill_size: int = 256
     max_seq_len: int | None = None
+    speculative_num_steps: int = 3
+    prefix_cache: bool = True
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         least = {"max_running_requests": 1, "max_queued_requests": 1, "chunked_prefill_size": 2}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected {bound} or more")
+        if not 0 <= self.speculative_num_steps <= MAX_DRAFTS:
+            raise ConfigError(
+                f"speculative_num_steps is {self.speculative_num_steps}, expected 0 (no drafting) "
+                f"to {MAX_DRAFTS}"
+            )
         if self.max_seq_len is not None and self.max_seq_len < 2:
             raise ConfigError(f"max_seq_len is {self.max_seq_len}, expected 2 or more")

@@ -35,3 +35,7 @@ class QueueFullError(GlmjaxError):
 
 class EngineStoppedError(GlmjaxError):
     """The engine is draining, closed or has failed; nothing more is served. HTTP 503."""
+
+
+class RequestFailedError(GlmjaxError):
+    """The engine could not finish a request; it serves others on."""

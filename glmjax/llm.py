@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -14,36 +16,64 @@ from tqdm import tqdm
 from glmjax.build import build
 from glmjax.bundled import converted
 from glmjax.config import CacheConfig, MeshConfig, SchedulerConfig
-from glmjax.errors import InvalidRequestError
+from glmjax.engine import Engine
+from glmjax.errors import (
+    CheckpointError,
+    EngineStoppedError,
+    InvalidRequestError,
+    RequestFailedError,
+)
 from glmjax.scheduler.admission import new_token_bound
 from glmjax.server.served import ServedModel
 from glmjax.text.detokenizer import Detokenizer
+from glmjax.text.grammar import Grammars, GrammarSpec
 from glmjax.text.output import take_output
-from glmjax.types import FinishReason, Request, RequestOutput, SamplingParams
+from glmjax.types import (
+    Constraint,
+    FinishReason,
+    Request,
+    RequestOutput,
+    SamplingParams,
+    TokenLogprobs,
+)
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
 
+THINKING_END = "</think>"
+
 
 @dataclass(frozen=True)
 class Completion:
-    """What a prompt gave.
+    """What a prompt gave. How it was computed plays no part when two are compared.
 
     Attributes:
         text: without the token or stop string that ended it.
         token_ids: all generated tokens.
         finish_reason: why it ended.
         prompt_tokens: length of the prompt.
+        logprobs: one for each of `token_ids`, where they were asked for.
+        prompt_logprobs: of the prompt tokens from `prompt_logprobs_start` on, None in place of the
+            very first token.
+        cached_tokens: prompt tokens whose KV was there from an earlier prompt.
+        drafted_tokens, accepted_tokens: drafts that were verified, and that were accepted.
+        weight_version: of the weights that computed its last tokens.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     prompt_tokens: int
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
+    cached_tokens: int = field(default=0, compare=False)
+    drafted_tokens: int = field(default=0, compare=False)
+    accepted_tokens: int = field(default=0, compare=False)
+    weight_version: str = field(default="default", compare=False)
 
 
 class LLM:
-    """A model on a mesh, for many calls. Not thread-safe.
+    """A model on a mesh, for many calls. Not thread-safe. `with LLM() as llm:` closes it.
 
     Args:
         model: a folder that convert/hf_to_orbax.py wrote; None: glm-nano, a tiny model that comes
@@ -67,8 +97,24 @@ class LLM:
         scheduler = scheduler or SchedulerConfig()
         devices = MeshConfig.parse(mesh)
         folder = converted(devices.size) if model is None else model
-        self._engine, self._served = build(folder, devices, dtype, cache, scheduler)
+        self._open_engine: Engine | None
+        self._open_engine, self._served = build(folder, devices, dtype, cache, scheduler)
         self._queue_limit = scheduler.max_queued_requests
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the weights and the KV pool go. Only `served` is of use afterwards."""
+        self._open_engine = None
 
     @property
     def served(self) -> ServedModel:
@@ -82,15 +128,27 @@ class LLM:
         stop: str | Sequence[str] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         progress: bool = False,
+        json_schema: dict[str, Any] | str | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
+        choice: str | Sequence[str] | None = None,
+        after_thinking: bool = False,
         **sampling: Any,
     ) -> Completion | list[Completion]:
         """Continue prompts, all of them at once.
+
+        At most one of `json_schema`, `regex`, `grammar` and `choice` says what may come.
 
         Args:
             prompts: a string, chat messages or token ids; or a list of such prompts.
             stop: strings that end the text, which does not hold them.
             chat_template_kwargs: what the chat template may read, such as enable_thinking.
             progress: show a bar of finished prompts.
+            json_schema: each answer is JSON that this schema, or JSON text of one, allows.
+            regex: each answer matches this as a whole.
+            grammar: each answer is one of this Lark grammar.
+            choice: each answer is one of these strings.
+            after_thinking: that holds only for what follows `</think>`.
             sampling: fields of `SamplingParams`; what is missing comes from the model's
                 generation config. Without a seed, sampled output differs from call to call.
 
@@ -99,14 +157,22 @@ class LLM:
 
         Raises:
             InvalidRequestError: a prompt or parameter that cannot be served; nothing has run then.
+            RequestFailedError: the engine could not finish a prompt.
+            EngineStoppedError: the model was closed, or its engine has failed.
         """
         one, batch = as_batch(prompts)
         params = self._params(sampling)
+        spec = _grammar(json_schema, regex, grammar, choice)
         stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
         if "" in stops:
             raise InvalidRequestError("stop holds an empty string, which would end at once", "stop")
         requests = [
-            Request(str(i), tuple(self._encode(prompt, chat_template_kwargs or {})), params)
+            Request(
+                str(i),
+                tuple(self._encode(prompt, chat_template_kwargs or {})),
+                params,
+                self._constraint(spec, after_thinking),
+            )
             for i, prompt in enumerate(batch)
         ]
         for request in requests:
@@ -115,18 +181,50 @@ class LLM:
         results = self._run(requests, stops, progress)
         return results[0] if one else results
 
-    def update_params(self, params: Any) -> None:
+    def update_params(self, params: Any, version: str | None = None) -> None:
         """Generate with other weights of the same model from now on; nothing is compiled.
 
         Args:
             params: the main model's parameter tree, as a trainer holds it or as
                 `glmjax.runner.weights.load` returns it: float arrays of any dtype, on any devices.
+            version: what `Completion.weight_version` calls them; None: a name of the engine's.
 
         Raises:
             ConfigError: a tree of another model, or of FP8 weights where these are not or the
                 other way round; the old weights stay.
+            EngineStoppedError: the model was closed, or its engine has failed.
         """
-        self._engine.update_params(params)
+        self._engine.update_params(params, version)
+
+    def flush_cache(self) -> None:
+        """Forget the KV of all earlier prompts. Raises EngineStoppedError as `generate` does."""
+        self._engine.flush_cache()
+
+    @property
+    def _engine(self) -> Engine:
+        if self._open_engine is None:
+            raise EngineStoppedError("this LLM was closed; make a new one")
+        return self._open_engine
+
+    @functools.cached_property
+    def _grammars(self) -> Grammars:
+        served = self._served
+        return Grammars(served.tokenizer, served.config.vocab_size, served.eos_token_ids)
+
+    def _constraint(self, spec: GrammarSpec | None, after_thinking: bool) -> Constraint | None:
+        if spec is None:
+            return None
+        return self._grammars.constraint(spec, self._thinking_end() if after_thinking else None)
+
+    def _thinking_end(self) -> int:
+        try:
+            return self._served.tokenizer.token_id(THINKING_END)
+        except CheckpointError:
+            raise InvalidRequestError(
+                f"{self._served.name} has no token {THINKING_END}: it does not think; leave "
+                "after_thinking out",
+                "after_thinking",
+            ) from None
 
     def _params(self, sampling: Mapping[str, Any]) -> SamplingParams:
         unknown = sampling.keys() - SamplingParams.__dataclass_fields__.keys()
@@ -182,16 +280,56 @@ class _Answer:
         self._detokenizer = detokenizer
         self._text: list[str] = []
         self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self._prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
 
     def take(self, output: RequestOutput) -> Completion | None:
-        """Take an output; the completion once it is whole."""
+        """Take an output; the completion once it is whole. Raises RequestFailedError."""
+        if output.error is not None:
+            raise RequestFailedError(f"prompt {output.request_id}: {output.error}")
         delta = take_output(self._detokenizer, output)
         self._text.append(delta.text)
         self._token_ids += delta.token_ids
+        self._logprobs += delta.logprobs
+        self._prompt_logprobs += output.prompt_logprobs
         if delta.finish_reason is None:
             return None
-        ids = tuple(self._token_ids)
-        return Completion("".join(self._text), ids, delta.finish_reason, output.prompt_tokens)
+        return self._whole(delta.finish_reason, output)
+
+    def _whole(self, finish_reason: FinishReason, last: RequestOutput) -> Completion:
+        return Completion(
+            text="".join(self._text),
+            token_ids=tuple(self._token_ids),
+            finish_reason=finish_reason,
+            prompt_tokens=last.prompt_tokens,
+            logprobs=tuple(self._logprobs),
+            prompt_logprobs=self._prompt_logprobs,
+            cached_tokens=last.cached_tokens,
+            drafted_tokens=last.drafted_tokens,
+            accepted_tokens=last.accepted_tokens,
+            weight_version=last.weight_version,
+        )
+
+
+def _grammar(
+    json_schema: dict[str, Any] | str | None,
+    regex: str | None,
+    grammar: str | None,
+    choice: str | Sequence[str] | None,
+) -> GrammarSpec | None:
+    """The one that is given, or None. Raises InvalidRequestError when several are."""
+    choices = (choice,) if isinstance(choice, str) else choice and tuple(choice)
+    specs = (
+        GrammarSpec("json_schema", json_schema, "json_schema"),
+        GrammarSpec("regex", regex, "regex"),
+        GrammarSpec("lark", grammar, "grammar"),
+        GrammarSpec("choice", choices, "choice"),
+    )
+    given = [spec for spec in specs if spec.value is not None]
+    if len(given) > 1:
+        names = " and ".join(str(spec.param) for spec in given)
+        raise InvalidRequestError(f"{names} are given, expected at most one of them")
+    return given[0] if given else None
 
 
 def is_chat(prompt: Any) -> bool:
@@ -245,4 +383,5 @@ def generate(
     Returns:
         A Completion for one prompt, a list in order for a list of prompts.
     """
-    return LLM(model, mesh, dtype).generate(prompts, **options)
+    with LLM(model, mesh, dtype) as llm:
+        return llm.generate(prompts, **options)

@@ -24,11 +24,14 @@ def grouped_mlp(
     down_scale: jax.Array | None = None,
     *,
     block: int | None = None,
+    rows: int | None = None,
 ) -> jax.Array:
     """Sum over a token's experts e of weight * down_e(silu(gate_e x) * up_e x).
 
     Experts are computed as one batched product over buffers [E, C, D]. The capacity C is the
-    smallest of a few that holds the busiest expert, chosen on the device for each call.
+    smallest of a few that holds the busiest expert, chosen on the device for each call. With `rows`
+    it is fixed, and the busiest expert takes as many rounds as it needs: then products have one
+    shape, whoever shares the call. Not differentiable.
 
     Args:
         x: [T, D].
@@ -38,11 +41,15 @@ def grouped_mlp(
         down: [E, D, F].
         gate_up_scale, down_scale: float32 [E, 2, F, B], [E, D, B] where the weights are FP8.
         block: columns that share a scale, as in `scaled_linear`.
+        rows: the fixed capacity; None: chosen.
 
     Returns:
         float32 [T, D].
     """
     slots, load = _slots(ids, gate_up.shape[0])
+    if rows is not None:
+        experts = (gate_up, gate_up_scale, down, down_scale)
+        return _in_rounds(x, ids, slots, weights, experts, load, rows=rows, block=block)
     capacities = _capacities(ids.shape[0], ids.shape[1] / gate_up.shape[0])
     index = jnp.searchsorted(jnp.array(capacities), load)
     experts = (gate_up, gate_up_scale, down, down_scale)
@@ -97,7 +104,28 @@ def _computed_backward(capacities, block, saved, cotangent):
 _computed.defvjp(_computed_forward, _computed_backward)
 
 
+def _in_rounds(x, ids, slots, weights, experts, load, *, rows: int, block: int | None):
+    """`_with_capacity`, `rows` of each expert at a time."""
+
+    def visit(i: jax.Array, chosen: jax.Array) -> jax.Array:
+        place = slots - i * rows
+        here = (place >= 0) & (place < rows)
+        inside = jnp.where(here, place, rows)
+        out = _chosen(x, ids, inside, experts, capacity=rows, block=block)
+        return jnp.where(here[..., None], out, chosen)
+
+    start = jnp.zeros((*ids.shape, x.shape[1]), jnp.float32)
+    chosen = jax.lax.fori_loop(0, -(-load // rows), visit, start)
+    return jnp.sum(chosen * weights[..., None], axis=1)
+
+
 def _with_capacity(x, ids, slots, weights, experts, *, capacity: int, block: int | None):
+    chosen = _chosen(x, ids, slots, experts, capacity=capacity, block=block)
+    return jnp.sum(chosen * weights[..., None], axis=1)
+
+
+def _chosen(x, ids, slots, experts, *, capacity: int, block: int | None) -> jax.Array:
+    """What each chosen expert makes of its token, float32 [T, k, D]; zeros where it has no slot."""
     gate_up, gate_up_scale, down, down_scale = experts
     num_experts, tokens = gate_up.shape[0], jnp.arange(x.shape[0])[:, None]
     buffers = jnp.zeros((num_experts, capacity, x.shape[1]), x.dtype)
@@ -107,8 +135,7 @@ def _with_capacity(x, ids, slots, weights, experts, *, capacity: int, block: int
     hidden = _batched(buffers, gate_up, gate_up_scale, block)
     hidden = silu_mul(hidden[:, :, 0], hidden[:, :, 1]).astype(x.dtype)
     out = _batched(hidden, down, down_scale, block)
-    chosen = out.at[ids, slots].get(mode="fill", fill_value=0)
-    return jnp.sum(chosen * weights[..., None], axis=1)
+    return out.at[ids, slots].get(mode="fill", fill_value=0)
 
 
 def _batched(x: jax.Array, w: jax.Array, scale: jax.Array | None, block: int | None) -> jax.Array:

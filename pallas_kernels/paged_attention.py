@@ -35,6 +35,7 @@ def paged_attention(
     v_pages: jax.Array,
     layer: jax.Array,
     page_table: jax.Array,
+    slots: jax.Array,
     q_starts: jax.Array,
     q_lens: jax.Array,
     seq_lens: jax.Array,
@@ -46,13 +47,14 @@ def paged_attention(
 
     Query i of a row stands at position seq_len - q_len + i and sees positions up to its own, which
     are in the pool already. Blocks of pages are visited up to the longest sequence, with an online
-    softmax in float32.
+    softmax in float32. The table is read a block at a time: its width costs nothing.
 
     Args:
         q: [T, H, h]; a row's tokens lie together from q_starts on. H = K * G.
         k_pages, v_pages: [L, P, S, K, h].
         layer: int32 [].
-        page_table: int32 [R, W], ids in the pool.
+        page_table: int32 [B, W], ids in the pool.
+        slots: int32 [R], each row's place in the table; B or above: a row of nothing.
         q_starts, q_lens, seq_lens: int32 [R]; seq_lens count the query tokens.
         max_q_len: static bound of q_lens.
         scale: multiplies the scores.
@@ -72,7 +74,8 @@ def paged_attention(
     block_tokens = pages_per_block * page_size
 
     def visit(i: jax.Array, carry):
-        pages = jax.lax.dynamic_slice_in_dim(table, i * pages_per_block, pages_per_block, axis=1)
+        block = jax.lax.dynamic_slice_in_dim(table, i * pages_per_block, pages_per_block, axis=1)
+        pages = block.at[slots].get(mode="fill", fill_value=0)
         k, v = (_gather(pool, layer, pages) for pool in (k_pages, v_pages))
         k_positions = i * block_tokens + jnp.arange(block_tokens)
         seen = (k_positions <= q_positions[..., None]) & (k_positions < seq_lens[:, None, None])
@@ -96,6 +99,11 @@ def _stored(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     if dtype == jnp.uint16:
         return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
     return x.astype(dtype)
+
+
+def table_width(pages: int, page_size: int) -> int:
+    """Columns of a page table for sequences of `pages` pages: whole blocks are not copied."""
+    return pages + -pages % max(BLOCK_TOKENS // page_size, 1)
 
 
 def _pad_columns(table: jax.Array, multiple: int) -> jax.Array:

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from glmjax.config import ModelConfig
-from glmjax.model.attention import KVPool, kv_specs, make_batch
+from glmjax.model.attention import KVPool, Rows, kv_specs, make_batch
 from glmjax.model.decoder import Decoder
 from glmjax.model.layers import embed
 from glmjax.model.mtp import MTP
@@ -78,4 +78,6 @@ class Forward:
 
     def _batch(self, start, tokens: int):
         lens = jnp.array([tokens])
-        return make_batch(jnp.asarray(TABLE), lens, start + lens, PAGE_SIZE, tokens, tokens)
+        zero, held = jnp.array([0]), jnp.array([PAGES])
+        rows = Rows(zero, held, zero, lens, start + lens, 0, tokens, tokens)
+        return make_batch(jnp.asarray(TABLE), PAGE_SIZE, (rows,))

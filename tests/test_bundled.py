@@ -121,7 +121,7 @@ def test_a_cache_that_cannot_be_written(asset, cache):
 
 
 def test_python_serves_it_by_default(asset):
-    sizes = glmjax.SchedulerConfig(max_running_requests=2, chunked_prefill_size=16, max_seq_len=64)
+    sizes = glmjax.SchedulerConfig(max_running_requests=1, chunked_prefill_size=16, max_seq_len=64)
     llm = glmjax.LLM(scheduler=sizes)
     assert llm.served.name == "glm-nano"
     done = llm.generate("Hello", max_new_tokens=3, ignore_eos=True)

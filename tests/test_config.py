@@ -257,7 +257,7 @@ def test_known_models_have_their_exact_values(name, suffix):
     config = ModelConfig.from_name(f"zai-org/{name}{suffix}")
     expected = RELEASES[name]
     assert {field: getattr(config, field) for field in expected} == expected
-    assert set(ModelConfig.__dataclass_fields__) == {*expected, "quant"}
+    assert set(ModelConfig.__dataclass_fields__) == {*expected, "quant", "deterministic"}
     assert (config.quant is not None) == bool(suffix)
 
 

@@ -128,7 +128,13 @@ def write_configs(
 
 def hf_config(config: ModelConfig, dtype: str, eos_token_ids: tuple[int, ...]) -> dict[str, Any]:
     """The config.json of an unquantised model, as transformers 5 writes it."""
-    left_out = {"rope_theta", "partial_rotary_factor", "eos_token_ids", "quant"}
+    left_out = {
+        "rope_theta",
+        "partial_rotary_factor",
+        "eos_token_ids",
+        "quant",
+        "deterministic",
+    }
     rope = {
         "rope_type": "default",
         "rope_theta": config.rope_theta,

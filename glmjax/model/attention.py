@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import jax
@@ -28,16 +28,40 @@ class KVPool:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Rows:
+    """Sequences whose query tokens lie in `tokens` places from `first` on. R rows.
+
+    Attributes:
+        slots: int32 [R], each row's place in the page table; out of range for padding.
+        held: int32 [R], pages that each row has; what goes beyond them goes to scratch.
+        q_starts: int32 [R], ascending, each row's first token, counted from `first`.
+        q_lens: int32 [R]; 0 for padding.
+        seq_lens: int32 [R], lengths with the query tokens.
+        first, tokens: static.
+        max_q_len: static bound of q_lens.
+    """
+
+    slots: jax.Array
+    held: jax.Array
+    q_starts: jax.Array
+    q_lens: jax.Array
+    seq_lens: jax.Array
+    first: int = field(metadata={"static": True})
+    tokens: int = field(metadata={"static": True})
+    max_q_len: int = field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Batch:
-    """Packed query tokens, and where their sequences lie. T tokens, R rows, W pages a sequence.
+    """Query tokens of one or more sets of rows, and where their sequences lie. T tokens.
 
     Attributes:
         positions: int32 [T].
         valid: bool [T]; false for padding.
         page_ids, offsets: int32 [T], where each token's K and V go; padding to page 0.
-        page_table: int32 [R, W].
-        q_starts, q_lens, seq_lens: int32 [R].
-        max_q_len: static bound of q_lens.
+        page_table: int32 [B, W].
+        parts: the sets, one after another.
     """
 
     positions: jax.Array
@@ -45,10 +69,7 @@ class Batch:
     page_ids: jax.Array
     offsets: jax.Array
     page_table: jax.Array
-    q_starts: jax.Array
-    q_lens: jax.Array
-    seq_lens: jax.Array
-    max_q_len: int = field(metadata={"static": True})
+    parts: tuple[Rows, ...]
 
     def attend(
         self,
@@ -61,9 +82,22 @@ class Batch:
     ) -> tuple[jax.Array, KVPool]:
         """Write k and v [T, K, h] into the pool, then look back from q [T, H, h] -> [T, H, h]."""
         pools = write_kv(kv.k, kv.v, k, v, layer, self.page_ids, self.offsets)
-        rows = self.page_table, self.q_starts, self.q_lens, self.seq_lens
-        out = paged_attention(q, *pools, layer, *rows, max_q_len=self.max_q_len, scale=scale)
-        return out, KVPool(*pools)
+        out = [
+            paged_attention(
+                q[part.first : part.first + part.tokens],
+                *pools,
+                layer,
+                self.page_table,
+                part.slots,
+                part.q_starts,
+                part.q_lens,
+                part.seq_lens,
+                max_q_len=part.max_q_len,
+                scale=scale,
+            )
+            for part in self.parts
+        ]
+        return jnp.concatenate(out), KVPool(*pools)
 
 
 class Layout(Protocol):
@@ -87,32 +121,49 @@ class Layout(Protocol):
         ...
 
 
-def make_batch(
-    page_table: jax.Array,
-    q_lens: jax.Array,
-    seq_lens: jax.Array,
-    page_size: int,
-    tokens: int,
-    max_q_len: int,
-) -> Batch:
-    """Lay out rows one after another in `tokens` places.
+def make_batch(page_table: jax.Array, page_size: int, parts: tuple[Rows, ...]) -> Batch:
+    """Positions and places in the pool of every token of `parts`; page_table int32 [B, W]."""
+    placed = zip(*(_placed(part, page_table, page_size) for part in parts), strict=True)
+    positions, valid, page_ids, offsets = (jnp.concatenate(arrays) for arrays in placed)
+    return Batch(positions, valid, page_ids, offsets, page_table, parts)
 
-    Args:
-        page_table: int32 [R, W].
-        q_lens: int32 [R], query tokens of each row; their sum is at most `tokens`.
-        seq_lens: int32 [R], lengths with the query tokens.
-    """
-    ends = jnp.cumsum(q_lens)
-    q_starts = ends - q_lens
-    place = jnp.arange(tokens, dtype=jnp.int32)
-    row = jnp.minimum(jnp.searchsorted(ends, place, side="right"), q_lens.shape[0] - 1)
-    valid = place < ends[-1]
-    positions = jnp.where(valid, place - q_starts[row] + (seq_lens - q_lens)[row], 0)
-    page_ids = jnp.where(valid, page_table[row, positions // page_size], 0)
-    offsets = positions % page_size
-    return Batch(
-        positions, valid, page_ids, offsets, page_table, q_starts, q_lens, seq_lens, max_q_len
+
+def split_rows(rows: Rows, size: int) -> Rows:
+    """The same tokens in rows of at most `size`, so that one long row does not widen the others."""
+    blocks = -(-rows.q_lens // size)
+    ends = jnp.cumsum(blocks)
+    place = jnp.arange(rows.tokens // size + rows.q_lens.shape[0], dtype=jnp.int32)
+    row = jnp.minimum(jnp.searchsorted(ends, place, side="right"), rows.q_lens.shape[0] - 1)
+    offset = (place - (ends - blocks)[row]) * size
+    real = place < ends[-1]
+    q_lens = jnp.where(real, jnp.clip(rows.q_lens[row] - offset, 0, size), 0)
+    return replace(
+        rows,
+        slots=rows.slots[row],
+        held=rows.held[row],
+        q_starts=jnp.where(real, rows.q_starts[row] + offset, rows.tokens),
+        q_lens=q_lens,
+        seq_lens=(rows.seq_lens - rows.q_lens)[row] + offset + q_lens,
+        max_q_len=size,
     )
+
+
+def _placed(part: Rows, page_table: jax.Array, page_size: int) -> tuple[jax.Array, ...]:
+    """positions, valid, page_ids and offsets of a part's tokens."""
+    row = row_of_token(part)
+    inner = jnp.arange(part.tokens, dtype=jnp.int32) - part.q_starts[row]
+    valid = (inner >= 0) & (inner < part.q_lens[row])
+    positions = jnp.where(valid, inner + (part.seq_lens - part.q_lens)[row], 0)
+    page = positions // page_size
+    stored = valid & (page < part.held[row])
+    page_ids = page_table.at[part.slots[row], page].get(mode="fill", fill_value=0)
+    return positions, valid, jnp.where(stored, page_ids, 0), positions % page_size
+
+
+def row_of_token(part: Rows) -> jax.Array:
+    """The last row that starts at or before each of a part's tokens, int32 [tokens]."""
+    place = jnp.arange(part.tokens, dtype=jnp.int32)
+    return jnp.maximum(jnp.searchsorted(part.q_starts, place, side="right") - 1, 0)
 
 
 def kv_specs(config: ModelConfig, layers: int, pages: int, page_size: int, dtype: str) -> KVPool:

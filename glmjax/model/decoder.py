@@ -11,6 +11,7 @@ from flax import nnx
 
 from glmjax.config import ModelConfig
 from glmjax.model.attention import Attention, Layout
+from glmjax.model.blocks import map_blocks, run_in_blocks
 from glmjax.model.layers import DenseMLP, LayerVectors, embed, logits
 from glmjax.model.moe import MoE, Routing
 from glmjax.model.spec import param
@@ -83,6 +84,13 @@ class Decoder(nnx.Module):
         self, input_ids: jax.Array, kv: Any, layout: Layout
     ) -> tuple[jax.Array, Any, list[Routing]]:
         """int32 [T] -> states after the final norm [T, D], the pool written, and all routings."""
+        if self.config.deterministic:
+            return run_in_blocks(self._forward, (input_ids,), kv, layout)
+        return self._forward(input_ids, kv, layout)
+
+    def _forward(
+        self, input_ids: jax.Array, kv: Any, layout: Layout
+    ) -> tuple[jax.Array, Any, list[Routing]]:
         x = embed(input_ids, self.embed_tokens.get_value())
         residual, routings = jnp.zeros_like(x), []
         for i, layer in enumerate(self.layers):
@@ -94,4 +102,7 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [R, D] after the final norm -> float32 [R, V]."""
-        return logits(hidden, self.lm_head.get_value())
+        head = self.lm_head.get_value()
+        if not self.config.deterministic:
+            return logits(hidden, head)
+        return map_blocks(lambda _, x: ((), logits(x, head)), (), hidden, hidden.shape[0])[1]

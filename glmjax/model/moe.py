@@ -15,6 +15,8 @@ from glmjax.model.spec import param
 from pallas_kernels.moe import grouped_mlp
 from pallas_kernels.router import route
 
+EXPERT_ROWS = 4  # of each expert at a time, where products have one shape
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -57,7 +59,10 @@ class MoE(nnx.Module):
         ids = jnp.where(valid[:, None], ids, self.config.n_routed_experts)
         gate_up, gate_up_scale, block = _parts(self.experts_gate_up_proj.get_value())
         down, down_scale, _ = _parts(self.experts_down_proj.get_value())
-        routed = grouped_mlp(x, ids, weights, gate_up, down, gate_up_scale, down_scale, block=block)
+        rows = EXPERT_ROWS if self.config.deterministic else None
+        routed = grouped_mlp(
+            x, ids, weights, gate_up, down, gate_up_scale, down_scale, block=block, rows=rows
+        )
         shared = swiglu(x, self.shared_gate_up_proj.get_value(), self.shared_down_proj.get_value())
         return routed.astype(x.dtype) + shared, Routing(jax.nn.sigmoid(logits), ids)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from flax import nnx
 
 from glmjax.config import ModelConfig
 from glmjax.model.attention import Layout
+from glmjax.model.blocks import run_in_blocks
 from glmjax.model.decoder import DecoderLayer, run_layer
 from glmjax.model.layers import LayerVectors
 from glmjax.model.moe import Routing
@@ -51,6 +53,14 @@ class MTP(nnx.Module):
             [T, D] after `shared_head.norm`, ready for the main lm_head and for the next draft;
             the pool written; which experts were chosen.
         """
+        forward = partial(self._forward, kv_layer=kv_layer)
+        if self.config.deterministic:
+            return run_in_blocks(forward, (embedded, hidden), kv, layout)
+        return forward(embedded, hidden, kv, layout)
+
+    def _forward(
+        self, embedded: jax.Array, hidden: jax.Array, kv: Any, layout: Layout, kv_layer: int
+    ) -> tuple[jax.Array, Any, Routing]:
         eps = self.config.rms_norm_eps
         parts = [
             rms_norm(embedded, self.enorm.get_value(), eps),

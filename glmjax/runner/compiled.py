@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from glmjax.config import ModelConfig
 from glmjax.model.spec import ParamSpec, abstract
-from glmjax.runner.blob import blob_size
+from glmjax.plans import Bucket, Limits
+from glmjax.runner.blob import blob_size, mask_shape
 from glmjax.runner.steps import make_step
-from glmjax.types import Bucket, Limits
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +34,11 @@ def lower_step(
     """One bucket's program for arrays like these, real or abstract; the state is donated."""
     step = make_step(model, limits, bucket, mesh, params, state)
     blob = ParamSpec((limits.groups, blob_size(bucket, limits)), "int32", ("groups", None))
+    masks = ParamSpec(mask_shape(bucket, limits), "uint32", ("groups", None, None))
+    inputs = abstract((blob, masks), mesh)
     # A GPU's default for float32 may be TF32, with 10 bits of mantissa.
     with jax.default_matmul_precision("highest" if model.dtype == "float32" else None):
-        return jax.jit(step, donate_argnums=1).lower(params, state, abstract(blob, mesh))
+        return jax.jit(step, donate_argnums=1).lower(params, state, *inputs)
 
 
 def compile_all(
@@ -44,18 +46,17 @@ def compile_all(
 ) -> Programs:
     """Compile every bucket of `limits`, several at a time; a bar on a terminal, else lines."""
     began = time.monotonic()
-    buckets = (*limits.decode_buckets, *limits.prefill_buckets)
     options = CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None
     programs: Programs = {}
     with ThreadPoolExecutor(min(MAX_COMPILERS, os.cpu_count() or 1)) as pool:
         running = {}
-        for bucket in buckets:
+        for bucket in limits.buckets:
             lowered = lower_step(model, limits, bucket, mesh, params, state)
             running[pool.submit(lowered.compile, compiler_options=options)] = bucket
         bar = tqdm(as_completed(running), "compiling", len(running), unit="shape", disable=None)
         for future in bar:
             programs[running[future]] = future.result()
             if bar.disable:
-                log.info("compiled %d of %d step shapes", len(programs), len(buckets))
+                log.info("compiled %d of %d step shapes", len(programs), len(limits.buckets))
     log.info("compiling took %.1f s", time.monotonic() - began)
     return programs

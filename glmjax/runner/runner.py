@@ -11,27 +11,33 @@ import numpy as np
 from jax.sharding import Mesh
 
 from glmjax.config import ModelConfig
-from glmjax.runner.blob import pack
+from glmjax.plans import Bucket, ChunkRow, Limits, StepPlan, StepResult
+from glmjax.runner.blob import constrained, early_pages, mask_shape, masks, pack
 from glmjax.runner.compiled import compile_all
+from glmjax.runner.entries import Entries
 from glmjax.runner.kv_heads import tensor_size
+from glmjax.runner.outputs import unpack_result
+from glmjax.runner.sampling import table_row
 from glmjax.runner.state import make_state, state_specs
 from glmjax.runner.update import fit
 from glmjax.sharding import named_sharding
-from glmjax.types import Limits, StepPlan, StepResult
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class DeviceHandle:
-    """A launched step, whose output is on its way to the host."""
+    """A launched step, whose outputs are on their way to the host."""
 
-    out: jax.Array
+    bucket: Bucket
+    rows: jax.Array
+    probs: jax.Array | None
+    prompt: jax.Array | None
 
     def result(self) -> StepResult:
-        """Block until the output is here."""
-        tokens, accept_lens = np.moveaxis(np.asarray(self.out), 1, 0)
-        return StepResult(tokens[..., None], accept_lens)
+        """Block until the outputs are here."""
+        probs, prompt = (None if x is None else np.asarray(x) for x in (self.probs, self.prompt))
+        return unpack_result(np.asarray(self.rows), self.bucket, probs, prompt)
 
 
 class DeviceRunner:
@@ -39,25 +45,29 @@ class DeviceRunner:
 
     Args:
         model: sizes, KV heads as stored or repeated as `mesh` needs; its dtype is the parameters'.
-        params: arrays on the mesh, as `glmjax.runner.weights` restores them.
+        params: arrays on the mesh, as `glmjax.runner.weights.load` restores them.
         mesh: devices.
         limits: shapes; all are compiled here, ahead of serving.
+        mtp: the MTP block's, as `load_mtp` restores them; needed where `limits` have drafts.
     """
 
     def __init__(
-        self,
-        model: ModelConfig,
-        params: Any,
-        mesh: Mesh,
-        limits: Limits,
+        self, model: ModelConfig, params: Any, mesh: Mesh, limits: Limits, mtp: Any = None
     ):
+        if limits.num_drafts and mtp is None:
+            raise ValueError(f"{limits.num_drafts} drafts, but no MTP block to draft with")
         self.limits = limits
-        self._params = params
+        self._mesh = mesh
+        self._params = {"model": params} | ({"mtp": mtp} if limits.num_drafts else {})
         self._kv_heads = model.num_key_value_heads
         model = model.replicated(tensor_size(mesh))
-        self._state = make_state(state_specs(model, limits, kv_dtype(model, mesh)), mesh)
-        self._programs = compile_all(model, limits, mesh, params, self._state)
+        self._specs = state_specs(model, limits, kv_dtype(model, mesh))
+        self._state = make_state(self._specs, mesh)
+        self._programs = compile_all(model, limits, mesh, self._params, self._state)
+        self._entries = Entries(mesh, limits, self._state)
         self._blob_sharding = named_sharding(mesh, ("groups", None))
+        self._mask_sharding = named_sharding(mesh, ("groups", None, None))
+        self._all_allowed = {b: self._no_masks(b) for b in limits.buckets}
 
     def launch(self, plan: StepPlan) -> DeviceHandle:
         """Dispatch a step and return at once.
@@ -65,23 +75,55 @@ class DeviceRunner:
         Raises:
             KeyError: the plan's bucket was not compiled.
         """
+        program, bucket = self._programs[plan.bucket], plan.bucket
+        for group, rows in enumerate(plan.groups):
+            for row in rows.chunks:
+                self._enter(group, row, bucket)
         blob = jax.device_put(pack(plan, self.limits), self._blob_sharding)
-        self._state, out = self._programs[plan.bucket](self._params, self._state, blob)
-        out.copy_to_host_async()
-        return DeviceHandle(out)
+        allowed = self._all_allowed[bucket]
+        if constrained(plan):
+            allowed = jax.device_put(masks(plan, self.limits), self._mask_sharding)
+        self._state, (rows, probs, prompt) = program(self._params, self._state, blob, allowed)
+        wanted = rows, probs if plan.logprobs else None, prompt if plan.prompt_logprobs else None
+        for out in wanted:
+            if out is not None:
+                out.copy_to_host_async()
+        return DeviceHandle(bucket, *wanted)
+
+    def reset(self) -> None:
+        """Forget all sequences and pages, after a step that failed; parameters stay."""
+        del self._state  # its memory is needed for the new one
+        self._state = make_state(self._specs, self._mesh)
 
     def update_params(self, params: Any) -> None:
         """Launch the next steps with other weights; steps launched already keep the old ones.
 
         Args:
-            params: a tree of all parameters, as `glmjax.runner.weights.load` returns it or with KV
-                heads as stored; float arrays of any dtype, on any devices. They are copied: while
-                this runs a device holds the old weights and the new.
+            params: {"model": tree, "mtp": tree} as a trainer holds them, or the model's tree alone,
+                as `glmjax.runner.weights.load` returns it; then the MTP block stays. KV heads
+                repeated or as stored; float arrays of any dtype, on any devices. They are copied:
+                while this runs a device holds the old weights and the new.
 
         Raises:
             ConfigError: another tree than the running one; nothing has changed then.
         """
-        self._params = fit(params, self._params, self._kv_heads)
+        given = params if params.keys() & {"model", "mtp"} else {"model": params}
+        used = {name: tree for name, tree in given.items() if name in self._params}
+        kept = {name: self._params[name] for name in used}
+        self._params = self._params | fit(used, kept, self._kv_heads)
+
+    def _enter(self, group: int, row: ChunkRow, bucket: Bucket) -> None:
+        """Write beforehand what the blob of a chunk has no room for."""
+        pages = early_pages(row, bucket, self.limits)
+        if pages:
+            self._state = self._entries.pages(self._state, group, row.slot, pages)
+        if row.history is not None:
+            values = table_row(row.history, row.sampling, self.limits.vocab_size)
+            self._state = self._entries.tables(self._state, group, row.slot, values)
+
+    def _no_masks(self, bucket: Bucket) -> jax.Array:
+        ones = np.full(mask_shape(bucket, self.limits), 2**32 - 1, np.uint32)
+        return jax.device_put(ones, self._mask_sharding)
 
 
 def kv_dtype(model: ModelConfig, mesh: Mesh) -> str:

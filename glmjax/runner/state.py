@@ -12,7 +12,9 @@ from jax.sharding import Mesh
 from glmjax.config import ModelConfig
 from glmjax.model.attention import KVPool, kv_specs
 from glmjax.model.spec import ParamSpec, abstract
-from glmjax.types import Limits
+from glmjax.plans import Limits
+from glmjax.runner.sampling import SCALARS, Tables, table_specs
+from pallas_kernels.paged_attention import table_width
 
 
 @jax.tree_util.register_dataclass
@@ -24,25 +26,36 @@ class DeviceState:
 
     Attributes:
         last_token: int32 [slots], the token to compute next in decode.
+        drafts: int32 [slots, num_drafts or 1], what may follow it.
         seq_lens: int32 [slots], positions whose KV is in the pool.
-        page_table: int32 [slots, pages a sequence].
-        kv: the pool.
+        page_table: int32 [slots, W].
+        scalars: int32 [slots, len(SCALARS)], how each slot samples.
+        tables: penalties, bias and barred tokens of each slot.
+        kv: the pool; with drafting its last layer is the draft layer's.
     """
 
     last_token: Any
+    drafts: Any
     seq_lens: Any
     page_table: Any
+    scalars: Any
+    tables: Tables
     kv: KVPool
 
 
 def state_specs(model: ModelConfig, limits: Limits, kv_dtype: str) -> DeviceState:
     """ParamSpecs of the state, whole: all data groups together."""
     slots, pages = limits.groups * limits.slots, limits.groups * limits.pages
+    width = table_width(limits.pages_per_seq, limits.page_size)
+    layers = model.num_hidden_layers + (limits.num_drafts > 0)
     return DeviceState(
         last_token=ParamSpec((slots,), "int32", ("slots",)),
+        drafts=ParamSpec((slots, max(limits.num_drafts, 1)), "int32", ("slots", None)),
         seq_lens=ParamSpec((slots,), "int32", ("slots",)),
-        page_table=ParamSpec((slots, limits.pages_per_seq), "int32", ("slots", None)),
-        kv=kv_specs(model, model.num_hidden_layers, pages, limits.page_size, kv_dtype),
+        page_table=ParamSpec((slots, width), "int32", ("slots", None)),
+        scalars=ParamSpec((slots, len(SCALARS)), "int32", ("slots", None)),
+        tables=table_specs(slots, model.vocab_size),
+        kv=kv_specs(model, layers, pages, limits.page_size, kv_dtype),
     )
 
 

@@ -1,50 +1,85 @@
-"""The waiting queue, and who may start: first come, first served, when pages are free."""
+"""The waiting queue, and who may start: by place in the queue, when slots and pages are free."""
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Sequence as SequenceOf
+from bisect import insort
+from collections.abc import Iterator
+from operator import attrgetter
+
+import numpy as np
 
 from glmjax.errors import InvalidRequestError, QueueFullError
-from glmjax.scheduler.pages import PagePool, pages_for
+from glmjax.plans import Limits
 from glmjax.scheduler.sequence import Sequence
-from glmjax.types import Limits, Request
+from glmjax.types import Request
+
+PRIORITY_PLACES = 64  # places in the queue that a difference of one in priority is worth
+FORESEEN_TOKENS = 1024  # of a sequence's output to come, how much is looked at
+
+_place = attrgetter("place")
 
 
 class WaitingQueue:
-    """Sequences without a slot, in order of arrival. A preempted one returns to its old place."""
+    """Sequences without a slot, by place. A preempted one returns to its old place."""
 
     def __init__(self, limit: int):
-        self._heap: list[tuple[int, Sequence]] = []
+        self._sequences: list[Sequence] = []
         self._limit = limit
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return len(self._sequences)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self._sequences)
 
     def check_room(self) -> None:
         """Raise QueueFullError when a new request must be refused."""
-        if len(self._heap) >= self._limit:
+        if len(self) >= self._limit:
             raise QueueFullError(
-                f"{len(self._heap)} requests are waiting, the limit is {self._limit} "
+                f"{len(self)} requests are waiting, the limit is {self._limit} "
                 "(max_queued_requests); try again later"
             )
 
     def push(self, sequence: Sequence) -> None:
-        """Put a sequence at the place its arrival gives it."""
-        heapq.heappush(self._heap, (sequence.arrival, sequence))
-
-    def first(self) -> Sequence:
-        """The longest waiting."""
-        return self._heap[0][1]
-
-    def pop(self) -> Sequence:
-        """Remove and return the longest waiting."""
-        return heapq.heappop(self._heap)[1]
+        """Put a sequence at its place."""
+        insort(self._sequences, sequence, key=_place)
 
     def remove(self, sequence: Sequence) -> None:
         """Remove a sequence wherever it stands."""
-        self._heap.remove((sequence.arrival, sequence))
-        heapq.heapify(self._heap)
+        self._sequences.remove(sequence)
+
+
+class Foresight:
+    """How much of the output to come the pages must have room for when a sequence starts.
+
+    Most requests end long before their bound, so only a share of it is set aside. The share grows
+    when a sequence had to be preempted, and fades while none is.
+    """
+
+    LEAST, MOST, STEP, FADE = 0.1, 1.0, 0.2, 0.998
+
+    def __init__(self) -> None:
+        self._share = self.LEAST
+
+    def tokens(self, sequence: Sequence) -> float:
+        """Positions to set aside for what a sequence will yet put out."""
+        left = sequence.max_new_tokens - sequence.new_len
+        return self._share * min(left, FORESEEN_TOKENS)
+
+    def preempted(self) -> None:
+        """Too little was set aside."""
+        self._share = min(self._share + self.STEP, self.MOST)
+
+    def stepped(self) -> None:
+        """A step went by."""
+        self._share = max(self._share * self.FADE, self.LEAST)
+
+
+def shared_pages(one: np.ndarray, other: np.ndarray, page_size: int) -> int:
+    """Whole pages in which two sequences' tokens (int32) are the same."""
+    n = min(len(one), len(other))
+    different = np.flatnonzero(one[:n] != other[:n])
+    return (int(different[0]) if len(different) else n) // page_size
 
 
 def capacity_tokens(limits: Limits) -> int:
@@ -75,22 +110,3 @@ def new_token_bound(request: Request, limits: Limits) -> int:
             "max_tokens",
         )
     return capacity - prompt if asked is None else asked
-
-
-def choose_group(
-    sequence: Sequence,
-    pools: SequenceOf[PagePool],
-    free_slots: SequenceOf[list[int]],
-    limits: Limits,
-) -> int | None:
-    """The data group with the most free pages that can take `sequence`, or None for now.
-
-    A page is left for each sequence that runs there: who starts should not preempt at once.
-    """
-    needed = pages_for(len(sequence.tokens), limits.page_size)
-    fits = [
-        group
-        for group, (pool, slots) in enumerate(zip(pools, free_slots, strict=True))
-        if slots and pool.free >= needed + limits.slots - len(slots)
-    ]
-    return max(fits, key=lambda g: pools[g].free, default=None)

@@ -2,51 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from functools import lru_cache
 
-from glmjax.types import Bucket
+from glmjax.plans import Bucket
 
 MIN_CHUNK = 64
-SHORT_PROMPT = 16  # tokens a row in buckets for many rows
+SHORT_PROMPT = 32  # tokens a chunk, where a step has as many chunks as it can
 
 
-def decode_buckets(slots: int) -> tuple[Bucket, ...]:
-    """1, 4, 16, ... rows of one token, and as many as there are slots."""
-    return tuple(Bucket(rows, rows, 1) for rows in _powers_of_4(1, slots))
+def make_buckets(slots: int, chunk: int, drafts: int) -> tuple[Bucket, ...]:
+    """Shapes to compile for steps of `slots` sequences and `chunk` tokens of known text.
+
+    Steps that only decode come in 1, 8, 64, ... rows, with drafts and without; chunks alone in 64,
+    256, ... tokens; both together in the largest size.
+    """
+    rows = _powers(1, slots, 8)
+    decode = [Bucket(n, d, 0, 0) for n in rows for d in sorted({0, drafts})]
+    tokens = _powers(min(MIN_CHUNK, chunk), chunk, 4)
+    chunks = [Bucket(0, drafts, _chunk_rows(slots, t), t) for t in tokens]
+    shapes = {*chunks, Bucket(slots, drafts, _chunk_rows(slots, chunk), chunk)}
+    return tuple(sorted({*decode, *shapes}, key=_cost))
 
 
-def prefill_buckets(slots: int, chunk: int) -> tuple[Bucket, ...]:
-    """64, 256, ... up to `chunk` tokens, each for one long row and for many short ones."""
-    shapes = {
-        Bucket(rows, tokens, tokens)
-        for tokens in _powers_of_4(min(MIN_CHUNK, chunk), chunk)
-        for rows in (1, min(slots, max(1, tokens // SHORT_PROMPT)))
-    }
-    return tuple(sorted(shapes, key=_cost))
-
-
-def smallest(buckets: Iterable[Bucket], rows: int, tokens: int, max_q_len: int) -> Bucket:
-    """The cheapest bucket that holds a step.
+@lru_cache(maxsize=4096)
+def smallest(
+    buckets: tuple[Bucket, ...], rows: int, drafts: int, chunk_rows: int, chunk_tokens: int
+) -> Bucket:
+    """The cheapest bucket with exactly `drafts` drafts that holds a step.
 
     Raises:
         ValueError: none does.
     """
+    wanted = (rows, drafts, chunk_rows, chunk_tokens)
     fits = [
-        b for b in buckets if b.rows >= rows and b.tokens >= tokens and b.max_q_len >= max_q_len
+        b
+        for b in buckets
+        if b.drafts == drafts and all(n >= least for n, least in zip(b, wanted, strict=True))
     ]
     if not fits:
-        raise ValueError(f"no bucket holds {rows} rows, {tokens} tokens, longest {max_q_len}")
+        raise ValueError(f"no bucket holds {Bucket(*wanted)}")
     return min(fits, key=_cost)
 
 
-def _cost(bucket: Bucket) -> tuple[int, int]:
-    return bucket.tokens, bucket.rows
+def _chunk_rows(slots: int, tokens: int) -> int:
+    return min(slots, max(1, tokens // SHORT_PROMPT))
 
 
-def _powers_of_4(first: int, last: int) -> list[int]:
-    """first, 4 first, 16 first, ... below `last`, then `last`."""
+def _cost(bucket: Bucket) -> tuple[int, ...]:
+    return (bucket.rows * (bucket.drafts + 1) + bucket.chunk_tokens, *bucket)
+
+
+def _powers(first: int, last: int, base: int) -> list[int]:
+    """first, base first, base^2 first, ... below `last`, then `last`."""
     values = []
     while first < last:
         values.append(first)
-        first *= 4
+        first *= base
     return [*values, last]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from glmjax.config import CacheConfig, MeshConfig, ModelConfig, SchedulerConfig
 from glmjax.errors import ConfigError
-from glmjax.scheduler.buckets import decode_buckets, prefill_buckets
+from glmjax.plans import Limits
+from glmjax.scheduler.buckets import make_buckets
 from glmjax.scheduler.pages import pages_for
-from glmjax.types import Limits
 
 MIN_SEQ_LEN = 2  # a prompt of one token and its answer
 
@@ -17,6 +17,7 @@ def make_limits(
     """Shapes for a deployment.
 
     The longest sequence is what was asked for, else the model's context if the pool holds that.
+    With drafting (`speculative_num_steps` above 0) the model must have an MTP block.
 
     Raises:
         ConfigError: the mesh does not fit the model, the pool is too small for one sequence, or
@@ -29,7 +30,8 @@ def make_limits(
     if wanted > context:
         raise ConfigError(f"max_seq_len is {wanted}, but the model's context is {context}")
     enough = slots * pages_for(wanted, cache.page_size) + 1
-    pages = cache.num_pages or min(enough, _pages_in(model, mesh, cache))
+    drafts = scheduler.speculative_num_steps
+    pages = cache.num_pages or min(enough, _pages_in(model, mesh, cache, drafts > 0))
     seq_len = min(wanted, (pages - 1) * cache.page_size)
     least = scheduler.max_seq_len or MIN_SEQ_LEN
     if seq_len < least:
@@ -43,14 +45,15 @@ def make_limits(
         pages=pages,
         page_size=cache.page_size,
         max_seq_len=seq_len,
-        decode_buckets=decode_buckets(slots),
-        prefill_buckets=prefill_buckets(slots, min(scheduler.chunked_prefill_size, seq_len)),
+        num_drafts=drafts,
+        vocab_size=model.vocab_size,
+        buckets=make_buckets(slots, min(scheduler.chunked_prefill_size, seq_len), drafts),
     )
 
 
 def describe(model: ModelConfig, mesh: MeshConfig, limits: Limits) -> str:
     """One line for the log: what runs at once, and what bounds the longest sequence."""
-    pool_bytes = limits.pages * limits.page_size * _token_bytes(model, mesh)
+    pool_bytes = limits.pages * limits.page_size * _token_bytes(model, mesh, limits.num_drafts > 0)
     line = (
         f"{limits.groups} x {limits.slots} sequences at once, {limits.groups} x {limits.pages} KV "
         f"pages of {limits.page_size} tokens ({pool_bytes / 2**30:.2f} GiB a device), longest "
@@ -63,9 +66,9 @@ def describe(model: ModelConfig, mesh: MeshConfig, limits: Limits) -> str:
     return line
 
 
-def _pages_in(model: ModelConfig, mesh: MeshConfig, cache: CacheConfig) -> int:
+def _pages_in(model: ModelConfig, mesh: MeshConfig, cache: CacheConfig, drafting: bool) -> int:
     """Pages that fit the memory of one device, which holds some KV heads of every page."""
-    page_bytes = _token_bytes(model, mesh) * cache.page_size
+    page_bytes = _token_bytes(model, mesh, drafting) * cache.page_size
     pages = cache.memory_bytes // page_bytes
     if pages < 2:
         raise ConfigError(
@@ -75,6 +78,6 @@ def _pages_in(model: ModelConfig, mesh: MeshConfig, cache: CacheConfig) -> int:
     return pages
 
 
-def _token_bytes(model: ModelConfig, mesh: MeshConfig) -> int:
+def _token_bytes(model: ModelConfig, mesh: MeshConfig, drafting: bool) -> int:
     """Bytes of K and V for one position on one device, which holds at least one KV head."""
-    return model.replicated(mesh.tensor).kv_bytes_per_token() // mesh.tensor
+    return model.replicated(mesh.tensor).kv_bytes_per_token(drafting=drafting) // mesh.tensor

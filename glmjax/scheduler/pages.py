@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class PagePool:
     """Hands out page ids from 1 on; page 0 is scratch, where padding tokens are written."""
@@ -30,7 +32,7 @@ class PagePool:
             raise ValueError(f"{count} pages asked for, {self.free} free")
         return tuple(self._free.pop() for _ in range(count))
 
-    def give_back(self, pages: list[int]) -> None:
+    def give_back(self, pages: Iterable[int]) -> None:
         """Return pages taken before."""
         self._free.extend(pages)
 

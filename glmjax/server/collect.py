@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from glmjax.server.frontend import ChoiceDelta, Generation
+from glmjax.server.choice import ChoiceDelta
+from glmjax.server.frontend import Generation
+from glmjax.types import TokenLogprobs
 
-NOTHING = ChoiceDelta(0, "", (), None, None, 0, 0, 0)
+NOTHING = ChoiceDelta()
 
 
 @dataclass
@@ -15,16 +17,22 @@ class Collected:
 
     Attributes:
         token_ids: all its tokens.
+        logprobs: one for each of them, where they were asked for.
+        prompt_logprobs: of its prompt, where they were asked for.
         last: its latest delta, with the counts.
     """
 
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
     last: ChoiceDelta = NOTHING
     _pieces: list[str] = field(default_factory=list)
 
     def add(self, delta: ChoiceDelta) -> None:
         """Take in the next delta."""
         self.token_ids += delta.token_ids
+        self.logprobs += delta.logprobs
+        self.prompt_logprobs += delta.prompt_logprobs
         self.last = delta
         self._pieces.append(delta.text)
 

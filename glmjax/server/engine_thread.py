@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import enum
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 from glmjax.engine import Engine
 from glmjax.errors import EngineStoppedError, GlmjaxError, InvalidRequestError
-from glmjax.types import EngineLoad, Request, RequestOutput
+from glmjax.plans import Limits
+from glmjax.server.output_stream import OutputStream
+from glmjax.types import EngineCounters, EngineLoad, FinishReason, Request, RequestOutput
 
 log = logging.getLogger(__name__)
+
+PAUSED_POLL_S = 0.02  # how late the end of a deadline may be seen while paused
+
+T = TypeVar("T")
 
 
 class EngineState(enum.StrEnum):
@@ -35,92 +43,65 @@ REFUSALS = {
 }
 
 
-class OutputStream:
-    """Outputs of requests that were submitted together, in the order they became known.
+class Snapshot(NamedTuple):
+    """What an engine told of itself after its last step.
 
-    Belongs to the event loop it was made on. Ends when all its requests have ended; closing it
-    early, or cancelling whoever waits for it, aborts them.
+    Attributes:
+        load: how busy it was.
+        counters: what it had done.
+        paused: whether it launched nothing new.
+        weight_version: of the weights of its next step.
     """
 
-    def __init__(self, request_ids: Iterable[str], abort: Callable[[str], None]):
-        self.loop = asyncio.get_running_loop()
-        self.accepted: asyncio.Future[None] = self.loop.create_future()
-        self._open = set(request_ids)
-        self._abort = abort
-        self._outputs: deque[RequestOutput] = deque()
-        self._error: Exception | None = None
-        self._news = asyncio.Event()
+    load: EngineLoad
+    counters: EngineCounters
+    paused: bool
+    weight_version: str
 
-    def __aiter__(self) -> OutputStream:
-        return self
+    @classmethod
+    def of(cls, engine: Engine) -> Snapshot:
+        """As `engine` is now; on the thread that owns it."""
+        return cls(engine.load(), engine.counters(), engine.paused, engine.weight_version)
 
-    async def __anext__(self) -> RequestOutput:
-        """The next output. Raises EngineStoppedError when the engine ended before the requests."""
-        try:
-            while self._open and not self._outputs and self._error is None:
-                self._news.clear()
-                await self._news.wait()
-        except asyncio.CancelledError:
-            self.close()
-            raise
-        if self._outputs:
-            return self._take()
-        if self._open and self._error is not None:
-            raise self._error
-        raise StopAsyncIteration
 
-    def drop(self, request_id: str) -> None:
-        """Abort one request and forget what it still puts out."""
-        if request_id in self._open:
-            self._open.discard(request_id)
-            self._outputs = deque(o for o in self._outputs if o.request_id != request_id)
-            self._news.set()
-            self._abort(request_id)
+class Observer:
+    """Sees every request come and go; this one does nothing with it.
 
-    def close(self) -> None:
-        """Abort what has not ended."""
-        for request_id in list(self._open):
-            self.drop(request_id)
+    `began` is called on the thread that submits, for a request that may yet be refused; all else on
+    the engine's thread, and so it must be quick.
+    """
 
-    def put(self, output: RequestOutput) -> None:
-        """Hand over an output; on the stream's loop."""
-        if output.request_id in self._open:
-            self._outputs.append(output)
-            self._news.set()
+    def began(self) -> Any:
+        """A request is submitted. What is returned stands for it in the other calls."""
 
-    def fail(self, error: Exception) -> None:
-        """End the stream with an error, after what it already holds; on the stream's loop."""
-        self._error = error
-        self._news.set()
-        if not self.accepted.done():
-            self.accepted.set_exception(error)
+    def output(self, ticket: Any, new_tokens: int) -> None:
+        """A step gave a request this many tokens, 1 or more."""
 
-    def accept(self) -> None:
-        """Say that the engine has taken the requests; on the stream's loop."""
-        if not self.accepted.done():
-            self.accepted.set_result(None)
-
-    def _take(self) -> RequestOutput:
-        output = self._outputs.popleft()
-        if output.finish_reason is not None:
-            self._open.discard(output.request_id)
-        return output
+    def ended(self, ticket: Any, reason: FinishReason) -> None:
+        """A request ended, as its client sees it: a stop string is a STOP."""
 
 
 class EngineThread:
     """Runs an engine on a thread of its own, which sleeps while there is nothing to do.
 
     All methods may be called from any thread; the asynchronous ones from any event loop.
+
+    Args:
+        engine: from here on only this may touch it.
+        observer: sees its requests.
     """
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: Engine, observer: Observer | None = None):
         self._engine = engine
-        self._load = engine.load()
+        self._observer = observer or Observer()
+        self._snapshot = Snapshot.of(engine)
         self._state = EngineState.STARTING
         self._cause = ""
         self._changed = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
         self._streams: dict[str, OutputStream] = {}
+        self._tickets: dict[str, Any] = {}  # of requests whose end the observer has not seen
+        self._calls: set[concurrent.futures.Future[Any]] = set()
         self._watchers: list[Callable[[], None]] = []
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -129,9 +110,18 @@ class EngineThread:
         """Where the engine is in its life."""
         return self._state
 
+    @property
+    def limits(self) -> Limits:
+        """What the engine's runner offers."""
+        return self._engine.limits
+
+    def snapshot(self) -> Snapshot:
+        """What the engine told of itself after its last step or call."""
+        return self._snapshot
+
     def load(self) -> EngineLoad:
-        """How busy the engine was after its last step."""
-        return self._load
+        """How busy the engine was after its last step or call."""
+        return self._snapshot.load
 
     def start(self) -> None:
         """Begin to serve."""
@@ -146,7 +136,8 @@ class EngineThread:
             QueueFullError: too many are waiting.
             EngineStoppedError: the engine is not running.
         """
-        stream = OutputStream([request.id for request in requests], self.abort)
+        stream = OutputStream([request.id for request in requests], self._leave)
+        tickets = [self._observer.began() for _ in requests]
         with self._changed:
             if self._state is not EngineState.RUNNING:
                 raise self._refusal()
@@ -154,7 +145,7 @@ class EngineThread:
                 if request.id in self._streams:
                     raise InvalidRequestError(f"request id {request.id!r} is in use")
             self._streams.update({request.id: stream for request in requests})
-            self._post(partial(self._add, requests, stream))
+            self._post(partial(self._add, requests, tickets, stream))
         try:
             await stream.accepted
         except asyncio.CancelledError:
@@ -167,10 +158,36 @@ class EngineThread:
         with self._changed:
             self._post(partial(self._engine.abort, request_id))
 
+    async def call(self, function: Callable[[Engine], T]) -> T:
+        """Run a function on the engine's thread, between two steps; also while it is paused.
+
+        Args:
+            function: takes the engine. No request moves until it returns.
+
+        Returns:
+            What it returns. Cancelled before it began, it does not run.
+
+        Raises:
+            EngineStoppedError: the engine is not running, or ended before the function's turn.
+            Exception: what the function raised.
+        """
+        done: concurrent.futures.Future[T] = concurrent.futures.Future()
+        with self._changed:
+            if self._state not in (EngineState.RUNNING, EngineState.DRAINING):
+                raise self._refusal()
+            self._calls.add(done)
+            self._post(partial(self._answer, function, done))
+        return await asyncio.wrap_future(done)
+
     async def drain(self, timeout_s: float) -> bool:
-        """Refuse new requests and wait for those that run; False: some did not end in time."""
+        """Refuse new requests and wait for those that run; False: some did not end in time.
+
+        A paused engine goes on: what waits for it is to end.
+        """
         if self._state in (EngineState.STARTING, EngineState.RUNNING):
             self._set_state(EngineState.DRAINING)
+            with self._changed:
+                self._post(self._engine.resume)
         try:
             async with asyncio.timeout(timeout_s):
                 await self.wait_until(
@@ -225,23 +242,28 @@ class EngineThread:
             while self._wait():
                 self._run_commands()
                 outputs = self._engine.step() if self._engine.has_work() else []
-                self._load = self._engine.load()
+                self._snapshot = Snapshot.of(self._engine)
                 self._deliver(outputs)
         except Exception as error:
             log.exception("the engine failed; every request ends and the server must be restarted")
-            self._cause = f"{type(error).__name__}: {error}"
+            known = isinstance(error, GlmjaxError)
+            self._cause = str(error) if known else f"{type(error).__name__}: {error}"
             self._set_state(EngineState.FAILED)
-        self._end_streams()
+        self._end_all()
 
     def _wait(self) -> bool:
-        """Sleep until there is something to do; False: stop."""
+        """Sleep until there is something to do; False: stop.
+
+        Paused, steps only see who has run out of time: no need to hurry.
+        """
+        idle = not self._engine.has_work()
         with self._changed:
-            self._changed.wait_for(
-                lambda: (
-                    self._commands or self._state is EngineState.STOPPED or self._engine.has_work()
-                )
-            )
+            if idle or self._engine.paused:
+                self._changed.wait_for(self._is_called, None if idle else PAUSED_POLL_S)
             return self._state is not EngineState.STOPPED
+
+    def _is_called(self) -> bool:
+        return bool(self._commands) or self._state is EngineState.STOPPED
 
     def _run_commands(self) -> None:
         with self._changed:
@@ -249,7 +271,30 @@ class EngineThread:
         for command in commands:
             command()
 
-    def _add(self, requests: Iterable[Request], stream: OutputStream) -> None:
+    def _answer(self, function: Callable[[Engine], T], done: concurrent.futures.Future[T]) -> None:
+        self._calls.discard(done)
+        if not done.set_running_or_notify_cancel():
+            return
+        try:
+            result = function(self._engine)
+            self._snapshot = Snapshot.of(self._engine)  # for who looks once this is answered
+        except Exception as error:
+            done.set_exception(error)
+        else:
+            done.set_result(result)
+
+    def _leave(self, request_id: str, reason: FinishReason) -> None:
+        with self._changed:
+            self._post(partial(self._end, request_id, reason))
+
+    def _end(self, request_id: str, reason: FinishReason) -> None:
+        """End a request whose client has left."""
+        self._observe_end(request_id, reason)
+        self._engine.abort(request_id)
+
+    def _add(
+        self, requests: Sequence[Request], tickets: Iterable[Any], stream: OutputStream
+    ) -> None:
         added: list[str] = []
         try:
             for request in requests:
@@ -263,18 +308,30 @@ class EngineThread:
             self._forget(request.id for request in requests)
             _call_soon(stream.loop, stream.fail, error)
         else:
+            self._tickets.update(zip(added, tickets, strict=True))
             _call_soon(stream.loop, stream.accept)
 
     def _deliver(self, outputs: Iterable[RequestOutput]) -> None:
         """Hand outputs to their streams: one call for each loop, however many tokens."""
         batches: dict[asyncio.AbstractEventLoop, list[tuple[OutputStream, RequestOutput]]] = {}
         for output in outputs:
+            self._observe(output)
             stream = self._streams.get(output.request_id)
             if stream is not None:
                 batches.setdefault(stream.loop, []).append((stream, output))
         for loop, batch in batches.items():
             _call_soon(loop, _hand_over, batch)
         self._forget(o.request_id for o in outputs if o.finish_reason is not None)
+
+    def _observe(self, output: RequestOutput) -> None:
+        if output.token_ids and output.request_id in self._tickets:
+            self._observer.output(self._tickets[output.request_id], len(output.token_ids))
+        if output.finish_reason is not None:
+            self._observe_end(output.request_id, output.finish_reason)
+
+    def _observe_end(self, request_id: str, reason: FinishReason) -> None:
+        if request_id in self._tickets:
+            self._observer.ended(self._tickets.pop(request_id), reason)
 
     def _forget(self, request_ids: Iterable[str]) -> None:
         with self._changed:
@@ -284,14 +341,19 @@ class EngineThread:
             if had_streams and not self._streams:
                 self._tell_watchers()
 
-    def _end_streams(self) -> None:
+    def _end_all(self) -> None:
         with self._changed:
-            streams = set(self._streams.values())
-            self._streams.clear()
-            error = self._refusal()
+            streams, calls = set(self._streams.values()), self._calls
+            self._streams, self._calls = {}, set()
+            message = str(self._refusal())
             self._tell_watchers()
         for stream in streams:
-            _call_soon(stream.loop, stream.fail, EngineStoppedError(str(error)))
+            _call_soon(stream.loop, stream.fail, EngineStoppedError(message))
+        for done in calls:
+            if done.set_running_or_notify_cancel():
+                done.set_exception(EngineStoppedError(message))
+        for request_id in list(self._tickets):
+            self._observe_end(request_id, FinishReason.ABORT)
 
 
 def _hand_over(batch: list[tuple[OutputStream, RequestOutput]]) -> None:

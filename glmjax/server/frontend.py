@@ -1,93 +1,30 @@
-"""What both protocols share: choices to generate, text and stop strings, one log line a request."""
+"""What both protocols share: choices under way, text and stop strings, one log line a request."""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
-import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
 from types import TracebackType
 
-from glmjax.errors import InvalidRequestError
+from glmjax.errors import InvalidRequestError, RequestFailedError
+from glmjax.server.choice import ChoiceDelta, ChoiceSpec
 from glmjax.server.engine_thread import EngineThread, OutputStream
 from glmjax.server.served import ServedModel
 from glmjax.text.detokenizer import Detokenizer
-from glmjax.text.output import take_output
+from glmjax.text.output import TextDelta, take_output
 from glmjax.text.tokenizer import Tokenizer
-from glmjax.types import FinishReason, Request, RequestOutput, SamplingParams
+from glmjax.types import FinishReason, Request, RequestOutput
 
-MAX_CHOICES = 128
-MAX_STOP_CHARS = 8192
-SEED_STRIDE = 0x9E3779B1  # odd, so that the seeds of one request's choices are distinct
+DEADLINE = "deadline"  # how the engine's words for a request that ran out of time begin
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ChoiceSpec:
-    """One answer to generate.
-
-    Attributes:
-        prompt_ids: the prompt's token ids.
-        sampling: how to continue it.
-        stops: strings that end the text, which does not hold them.
-        skip_special_tokens: special tokens add no text.
-    """
-
-    prompt_ids: tuple[int, ...]
-    sampling: SamplingParams
-    stops: tuple[str, ...] = ()
-    skip_special_tokens: bool = True
-
-    def __post_init__(self) -> None:
-        if "" in self.stops:
-            raise InvalidRequestError("stop holds an empty string, which would end at once", "stop")
-        size = sum(map(len, self.stops))
-        if size > MAX_STOP_CHARS:
-            raise InvalidRequestError(
-                f"stop has {size} characters in all, but may have {MAX_STOP_CHARS}", "stop"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class ChoiceDelta:
-    """What became known of one choice.
-
-    Attributes:
-        index: which choice.
-        text: new text; "" while it may yet become a stop string.
-        token_ids: new tokens, those included that only ended the choice.
-        finish_reason: None while it goes on.
-        matched: the stop string or token id that ended it, when one did.
-        prompt_tokens, completion_tokens, cached_tokens: counts so far.
-    """
-
-    index: int
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason | None
-    matched: str | int | None
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
-
-
-def choices(spec: ChoiceSpec, n: int, seed: int | None) -> list[ChoiceSpec]:
-    """`n` choices of one prompt, each with a seed of its own; the first has `seed` itself.
-
-    Without a seed they are random. Greedy choices need none.
-
-    Raises:
-        InvalidRequestError: n is out of range.
-    """
-    if not 1 <= n <= MAX_CHOICES:
-        raise InvalidRequestError(f"n is {n}, but must be between 1 and {MAX_CHOICES}", "n")
-    if seed is None:
-        seed = 0 if spec.sampling.temperature == 0 else secrets.randbits(32)
-    seeds = [(seed + i * SEED_STRIDE) % 2**32 for i in range(n)]
-    return [replace(spec, sampling=replace(spec.sampling, seed=s)) for s in seeds]
+class DeadlineError(RequestFailedError):
+    """A request had a deadline and did not end by it. HTTP 504."""
 
 
 class Generation:
@@ -107,10 +44,10 @@ class Generation:
 
     async def submit(self) -> None:
         """Hand the choices to the engine. Raises as `EngineThread.submit` does."""
-        requests = [
-            Request(request_id, choice.spec.prompt_ids, choice.spec.sampling)
-            for request_id, choice in self.choices.items()
-        ]
+        if any(choice.spec.grammar is not None for choice in self.choices.values()):
+            requests = await asyncio.to_thread(self._requests)  # milliseconds for each grammar
+        else:
+            requests = self._requests()
         self._stream = await self._frontend.engine.submit(*requests)
 
     async def __aenter__(self) -> Generation:
@@ -125,6 +62,12 @@ class Generation:
         self.close()
 
     async def __aiter__(self) -> AsyncIterator[ChoiceDelta]:
+        """What becomes known, choice by choice.
+
+        Raises:
+            RequestFailedError: the engine could not finish one; a DeadlineError: not in time.
+            EngineStoppedError: the engine ended before them.
+        """
         assert self._stream is not None
         async for output in self._stream:
             delta = self.choices[output.request_id].take(output)
@@ -147,6 +90,21 @@ class Generation:
             ", ".join(dict.fromkeys(end or "cancelled" for end in ends)),
             time.monotonic() - self._begun,
         )
+
+    def _requests(self) -> list[Request]:
+        """For the engine; each has a constraint of its own, as those have state."""
+        constraint = self._frontend.served.constraint
+        return [
+            Request(
+                id=request_id,
+                prompt_ids=spec.prompt_ids,
+                sampling=spec.sampling,
+                constraint=constraint(spec.grammar, spec.prompt_ids, spec.thinks),
+                priority=spec.priority,
+                deadline_s=spec.deadline_s,
+            )
+            for request_id, spec in ((i, choice.spec) for i, choice in self.choices.items())
+        ]
 
 
 class Frontend:
@@ -211,9 +169,15 @@ class _Choice:
         self._text = Detokenizer(tokenizer, spec.stops, spec.skip_special_tokens)
 
     def take(self, output: RequestOutput) -> ChoiceDelta:
-        """What an output adds."""
+        """What an output adds. Raises RequestFailedError where it tells of a failure."""
         delta = take_output(self._text, output)
+        if output.error is not None and delta.finish_reason is FinishReason.ABORT:
+            late = output.error.startswith(DEADLINE)
+            raise (DeadlineError if late else RequestFailedError)(output.error)
         dropped = len(output.token_ids) - len(delta.token_ids)
+        completion_tokens = output.completion_tokens - dropped
+        if self.spec.hidden:
+            delta, completion_tokens = _hide(delta), 0
         return ChoiceDelta(
             index=self.index,
             text=delta.text,
@@ -221,6 +185,18 @@ class _Choice:
             finish_reason=delta.finish_reason,
             matched=delta.matched,
             prompt_tokens=output.prompt_tokens,
-            completion_tokens=output.completion_tokens - dropped,
+            completion_tokens=completion_tokens,
             cached_tokens=output.cached_tokens,
+            logprobs=delta.logprobs,
+            prompt_logprobs=output.prompt_logprobs,
+            drafted_tokens=output.drafted_tokens,
+            accepted_tokens=output.accepted_tokens,
+            accept_lengths=output.accept_lengths,
+            weight_version=output.weight_version,
         )
+
+
+def _hide(delta: TextDelta) -> TextDelta:
+    """As if no token had been wanted: whatever token ended it, it is at its length."""
+    end = delta.finish_reason
+    return TextDelta("", (), FinishReason.LENGTH if end is FinishReason.STOP else end, None)

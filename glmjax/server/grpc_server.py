@@ -23,6 +23,7 @@ from smg_grpc_proto import sglang_scheduler_pb2_grpc as pb_grpc
 from smg_grpc_proto.generated import common_pb2
 
 from glmjax.config import ARCHITECTURE, MODEL_TYPE
+from glmjax.engine import Engine
 from glmjax.errors import (
     ConfigError,
     EngineStoppedError,
@@ -32,7 +33,7 @@ from glmjax.errors import (
 )
 from glmjax.server.collect import Collected
 from glmjax.server.engine_thread import EngineState
-from glmjax.server.frontend import Frontend
+from glmjax.server.frontend import DeadlineError, Frontend
 from glmjax.server.grpc_requests import responses, specs_of
 from glmjax.server.info import VERSION, load_numbers, server_args
 from glmjax.server.tokenizer_bundle import tokenizer_zip
@@ -52,11 +53,11 @@ STATUS: dict[type[Exception], grpc.StatusCode] = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     EngineStoppedError: grpc.StatusCode.UNAVAILABLE,
+    DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     GlmjaxError: grpc.StatusCode.INTERNAL,
 }
 UNSERVED = (
     "Embed",
-    "FlushCache",
     "StartProfile",
     "StopProfile",
     "SubscribeKvEvents",
@@ -83,7 +84,7 @@ class SchedulerServicer(pb_grpc.SglangSchedulerServicer):
         """Send chunks where the client streams, and one `complete` for each choice."""
         request.request_id = request.request_id or secrets.token_hex(16)
         try:
-            specs = specs_of(request)
+            specs = specs_of(request, self._frontend.served)
             async with await self._frontend.generate(request.request_id, specs) as generation:
                 choices = [Collected() for _ in specs]
                 async for delta in generation:
@@ -100,6 +101,16 @@ class SchedulerServicer(pb_grpc.SglangSchedulerServicer):
         found = self._frontend.abort(request.request_id)
         words = "aborted" if found else "not running"
         return pb.AbortResponse(success=found, message=f"request {request.request_id} {words}")
+
+    async def FlushCache(  # noqa: N802
+        self, request: common_pb2.FlushCacheRequest, context: grpc.aio.ServicerContext
+    ) -> common_pb2.FlushCacheResponse:
+        """Forget all cached prefixes. Requests that run keep their own KV."""
+        try:
+            await self._frontend.engine.call(Engine.flush_cache)
+        except GlmjaxError as error:
+            return common_pb2.FlushCacheResponse(success=False, message=str(error))
+        return common_pb2.FlushCacheResponse(success=True, message="the prefix cache is empty")
 
     async def HealthCheck(  # noqa: N802
         self, request: pb.HealthCheckRequest, context: grpc.aio.ServicerContext
@@ -125,7 +136,7 @@ class SchedulerServicer(pb_grpc.SglangSchedulerServicer):
             vocab_size=served.config.vocab_size,
             eos_token_ids=served.eos_token_ids,
             pad_token_id=served.pad_token_id,
-            weight_version="default",
+            weight_version=self._frontend.engine.snapshot().weight_version,
             default_sampling_params_json=served.default_sampling_json,
         )
 
@@ -141,7 +152,7 @@ class SchedulerServicer(pb_grpc.SglangSchedulerServicer):
             server_args=_struct(server_args(frontend)),
             scheduler_info=_struct(numbers),
             active_requests=numbers["num_total_reqs"],
-            is_paused=False,
+            is_paused=frontend.engine.snapshot().paused,
             uptime_seconds=now - frontend.started,
             sglang_version=VERSION,
             server_type="grpc",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request
@@ -17,7 +18,9 @@ from glmjax.errors import (
     InvalidRequestError,
     ModelNotFoundError,
     QueueFullError,
+    RequestFailedError,
 )
+from glmjax.server.frontend import DeadlineError
 from glmjax.server.json_response import JSONResponse
 
 log = logging.getLogger(__name__)
@@ -38,6 +41,8 @@ KINDS: dict[type[Exception], Kind] = {
     InvalidRequestError: Kind(400, "invalid_request_error"),
     QueueFullError: Kind(429, "rate_limit_error", "queue_full", retry_after_s=1),
     EngineStoppedError: Kind(503, "server_error", "unavailable", retry_after_s=5),
+    DeadlineError: Kind(504, "server_error", "deadline_exceeded"),
+    RequestFailedError: Kind(500, "server_error", "engine_error"),
     GlmjaxError: Kind(500, "server_error"),
 }
 
@@ -76,11 +81,34 @@ async def _glmjax_error(request: Request, error: Exception) -> Response:
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    param = ".".join(str(part) for part in first["loc"] if part != "body") or None
-    message = f"{param}: {first['msg']}" if param else first["msg"]
+    param, message = _fault(error)
     log.info("%s %s: 400, %s", request.method, request.url.path, message)
     return JSONResponse(_body(message, "invalid_request_error", param), 400)
+
+
+def _fault(error: RequestValidationError) -> tuple[str | None, str]:
+    """The field at fault and what is wrong with it; where types compete, all that may be."""
+    faults = [(_path(fault, error.body), fault["msg"]) for fault in error.errors()]
+    field = faults[0][0][:1]
+    depth = max(len(path) for path, _ in faults if path[:1] == field)
+    own = [(path, msg) for path, msg in faults if path[:1] == field and len(path) == depth]
+    words = " or ".join(dict.fromkeys(msg.removeprefix("Input ") for _, msg in own))
+    levels = zip(*(path for path, _ in own), strict=True)
+    param = ".".join(level[0] for level in takewhile(lambda level: len({*level}) == 1, levels))
+    return param or None, f"{param}: {words}" if param else words
+
+
+def _path(fault: dict[str, Any], body: Any) -> list[str]:
+    """Where in `body` a fault is: its place without the names of types that pydantic puts in."""
+    path: list[str] = []
+    for part in fault["loc"][1:]:
+        inside = isinstance(body, dict) and part in body
+        if inside or (isinstance(body, list) and isinstance(part, int)):
+            body = body[part]
+        elif fault["type"] != "missing" or part is not fault["loc"][-1]:
+            continue
+        path.append(str(part))
+    return path
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""The HTTP server: OpenAI's API and SGLang's own, on one uvicorn."""
+"""The HTTP server: OpenAI's API, SGLang's own and the metrics, on one uvicorn."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ import uvicorn
 from fastapi import FastAPI
 
 from glmjax.errors import ConfigError
-from glmjax.server import native_api, openai_api
+from glmjax.server import admin_api, metrics, native_api, openai_api
 from glmjax.server.frontend import Frontend
 from glmjax.server.http_errors import add_error_handlers
 from glmjax.server.info import VERSION
+from glmjax.server.request_times import RequestTimes
 
 BACKLOG = 2048
 
 
-def create_app(frontend: Frontend) -> FastAPI:
-    """The application over a front end."""
+def create_app(frontend: Frontend, times: RequestTimes) -> FastAPI:
+    """The application over a front end, whose requests `times` observes."""
     app = FastAPI(title="glmjax", version=VERSION, docs_url=None, redoc_url=None)
     app.state.frontend = frontend
-    app.include_router(openai_api.router)
-    app.include_router(native_api.router)
+    app.state.metrics = metrics.EngineCollector(frontend.served.name, frontend.engine, times)
+    for api in (openai_api, native_api, admin_api, metrics):
+        app.include_router(api.router)
     add_error_handlers(app)
     return app
 
@@ -51,10 +53,10 @@ def listen(host: str, port: int) -> socket.socket:
 class HttpServer(uvicorn.Server):
     """uvicorn without its signal handlers: whoever owns the loop decides when to stop."""
 
-    def __init__(self, frontend: Frontend, grace_s: int = 5):
+    def __init__(self, frontend: Frontend, times: RequestTimes, grace_s: int = 5):
         super().__init__(
             uvicorn.Config(
-                create_app(frontend),
+                create_app(frontend, times),
                 lifespan="off",
                 ws="none",
                 log_config=None,

@@ -54,7 +54,8 @@ async def _disconnect(receive: Receive) -> None:
 class EventStream(Response):
     """A generation as server-sent events; whatever ends the response ends the generation too.
 
-    An error after the first event can no longer change the status: it is sent as the last event.
+    An error after the first event can no longer change the status: it is sent as an event, and then
+    [DONE].
     """
 
     media_type = "text/event-stream"
@@ -79,6 +80,6 @@ class EventStream(Response):
             async for data in self._events:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         except GlmjaxError as error:
-            body = event(error_body(error))
+            body = event(error_body(error)) + DONE
             await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": b""})

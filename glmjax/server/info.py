@@ -6,7 +6,9 @@ import importlib.metadata
 import time
 from typing import Any
 
+from glmjax.server.engine_thread import Snapshot
 from glmjax.server.frontend import Frontend
+from glmjax.server.metrics import accept_length, cache_hit_rate
 
 VERSION = f"glmjax {importlib.metadata.version('glmjax')}"
 
@@ -42,8 +44,21 @@ def load_numbers(frontend: Frontend) -> dict[str, Any]:
 
 def server_info(frontend: Frontend) -> dict[str, Any]:
     """Everything of /get_server_info."""
+    snapshot = frontend.engine.snapshot()
     return server_args(frontend) | {
         "status": frontend.engine.state,
+        "paused": snapshot.paused,
+        "weight_version": snapshot.weight_version,
         "uptime_seconds": time.time() - frontend.started,
-        "internal_states": [load_numbers(frontend)],
+        "internal_states": [load_numbers(frontend) | _since_start(snapshot)],
+    }
+
+
+def _since_start(snapshot: Snapshot) -> dict[str, Any]:
+    """What the prefix cache and drafting have brought."""
+    counters = snapshot.counters
+    return {
+        "num_cached_tokens": snapshot.load.cached_tokens,
+        "cache_hit_rate": cache_hit_rate(counters),
+        "avg_spec_accept_length": accept_length(counters),
     }

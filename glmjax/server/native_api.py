@@ -5,26 +5,33 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from glmjax.server import unserved
+from glmjax.server.choice import ChoiceSpec
 from glmjax.server.collect import Collected, collect
+from glmjax.server.draft_words import draft_words
 from glmjax.server.engine_thread import EngineState
-from glmjax.server.frontend import ChoiceSpec, Generation
+from glmjax.server.frontend import Generation
 from glmjax.server.http_context import FrontendOf
 from glmjax.server.http_streams import DONE, EventStream, event, until_disconnect
 from glmjax.server.info import VERSION, server_info
 from glmjax.server.json_response import JSONResponse
+from glmjax.server.logprob_words import native_words
 from glmjax.server.native_types import (
+    SPELLING,
     AbortRequest,
     DetokenizeRequest,
     GenerateRequest,
     TokenizeRequest,
 )
+from glmjax.server.sampling_fields import spelled
 from glmjax.server.served import ServedModel
+from glmjax.text.tokenizer import Tokenizer
 from glmjax.types import FinishReason
 
 router = APIRouter()
@@ -35,47 +42,88 @@ router = APIRouter()
 async def generate(body: GenerateRequest, request: Request, frontend: FrontendOf) -> Response:
     """Continue text or token ids, one or many; a stream repeats all of the text in each event."""
     unserved.check_extra(body, unserved.GENERATE)
-    specs, batch = await asyncio.to_thread(_specs, body, frontend.served)
-    many = batch or len(specs) > 1
-    generation = await frontend.generate(body.rid or secrets.token_hex(16), specs)
+    served = frontend.served
+    with spelled(SPELLING):
+        specs, batch = await asyncio.to_thread(_specs, body, served)
+        generation = await frontend.generate(body.rid or secrets.token_hex(16), specs)
+    many, texts = batch or len(specs) > 1, bool(body.return_text_in_logprobs)
+    answer = Answer(generation.id, specs, many, served.tokenizer, texts)
     if body.stream:
-        return EventStream(generation, _events(generation, many))
+        return EventStream(generation, answer.events(generation))
     async with generation:
         choices = await until_disconnect(request.receive, collect(generation))
-    answers = [_answer(generation.id, i, choice, many) for i, choice in enumerate(choices)]
-    return JSONResponse(answers if many else answers[0])
+    return JSONResponse(answer.whole(choices))
 
 
 def _specs(body: GenerateRequest, served: ServedModel) -> tuple[list[ChoiceSpec], bool]:
     prompts, batch = body.prompts(served)
-    samplings = body.samplings(len(prompts))
-    pairs = zip(prompts, samplings, strict=True)
-    return [spec for ids, sampling in pairs for spec in sampling.specs(ids, served)], batch
+    return body.choices(prompts, served), batch
 
 
-async def _events(generation: Generation, many: bool) -> AsyncIterator[bytes]:
-    choices = [Collected() for _ in range(generation.size)]
-    async for delta in generation:
-        choice = choices[delta.index]
-        choice.add(delta)
-        where = {"index": delta.index} if many else {}
-        yield event(_answer(generation.id, delta.index, choice, many) | where)
-    yield DONE
+@dataclass(frozen=True)
+class Answer:
+    """Words for one request's answer.
 
+    Attributes:
+        rid: the request's id.
+        specs: its choices.
+        many: the answer is a list, though perhaps of one.
+        tokenizer: the model's.
+        texts: log probabilities come with the tokens' texts.
+    """
 
-def _answer(rid: str, index: int, choice: Collected, many: bool) -> dict[str, Any]:
-    last = choice.last
-    return {
-        "text": choice.text,
-        "output_ids": choice.token_ids,
-        "meta_info": {
-            "id": f"{rid}-{index}" if many else rid,
+    rid: str
+    specs: list[ChoiceSpec]
+    many: bool
+    tokenizer: Tokenizer
+    texts: bool
+
+    def whole(self, choices: list[Collected]) -> Any:
+        """Everything at once."""
+        answers = [self._choice(index, choice) for index, choice in enumerate(choices)]
+        return answers if self.many else answers[0]
+
+    async def events(self, generation: Generation) -> AsyncIterator[bytes]:
+        """All that is known of a choice, again and again."""
+        choices = [Collected() for _ in self.specs]
+        async for delta in generation:
+            choices[delta.index].add(delta)
+            where = {"index": delta.index} if self.many else {}
+            yield event(self._choice(delta.index, choices[delta.index]) | where)
+        yield DONE
+
+    def _choice(self, index: int, choice: Collected) -> dict[str, Any]:
+        last = choice.last
+        meta = {
+            "id": f"{self.rid}-{index}" if self.many else self.rid,
             "finish_reason": _finish(choice),
             "prompt_tokens": last.prompt_tokens,
             "completion_tokens": last.completion_tokens,
             "cached_tokens": last.cached_tokens,
-        },
-    }
+            "weight_version": last.weight_version,
+            "spec_accept_token_num": last.accepted_tokens,
+            "spec_draft_token_num": last.drafted_tokens,
+        }
+        drafts = draft_words([last.accept_lengths])
+        if drafts:
+            meta["spec_verify_ct"] = drafts["verifications"]
+            meta["spec_accept_length"] = drafts["mean_accepted_length"]
+            meta["spec_acceptance"] = drafts["acceptance"]
+        words = meta | self._logprobs(self.specs[index], choice)
+        return {"text": choice.text, "output_ids": choice.token_ids, "meta_info": words}
+
+    def _logprobs(self, spec: ChoiceSpec, choice: Collected) -> dict[str, Any]:
+        top, start = spec.sampling.logprobs, spec.sampling.prompt_logprobs_start
+        if top is None:
+            return {}
+        prompt_ids = () if start is None else spec.prompt_ids[start:]
+        words: dict[str, Any] = {}
+        for kind, ids, logprobs in (
+            ("input", prompt_ids, choice.prompt_logprobs),
+            ("output", choice.token_ids, choice.logprobs),
+        ):
+            words |= native_words(self.tokenizer, kind, ids, logprobs, top > 0, self.texts)
+        return words
 
 
 def _finish(choice: Collected) -> dict[str, Any] | None:

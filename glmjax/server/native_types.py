@@ -2,59 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from glmjax.errors import InvalidRequestError
 from glmjax.server import unserved
-from glmjax.server.frontend import ChoiceSpec, choices
-from glmjax.server.openai_types import stop_strings
+from glmjax.server.choice import ChoiceSpec
+from glmjax.server.sampling_fields import SamplingFields, deadline
 from glmjax.server.served import ServedModel
 
+# Clients' names of what errors may be about.
+SPELLING = {
+    "max_tokens": "max_new_tokens",
+    "logprobs": "top_logprobs_num",
+    "prompt_logprobs_start": "logprob_start_len",
+}
 
-class NativeSampling(BaseModel):
+
+class NativeSampling(SamplingFields):
     """`sampling_params` of /generate."""
 
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
     max_new_tokens: int | None = 128
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    n: int | None = None
+    min_new_tokens: int | None = None
     seed: int | None = Field(default=None, validation_alias=AliasChoices("sampling_seed", "seed"))
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    ignore_eos: bool | None = None
-    skip_special_tokens: bool | None = None
-
-    def specs(self, prompt_ids: list[int], served: ServedModel) -> list[ChoiceSpec]:
-        """The choices to generate. Raises InvalidRequestError when a value is out of its range."""
-        unserved.check_extra(self, unserved.SAMPLING, "sampling_params.")
-        sampling = served.sampling(
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            stop_token_ids=frozenset(self.stop_token_ids or ()),
-            ignore_eos=self.ignore_eos,
-        )
-        skip = self.skip_special_tokens is not False
-        spec = ChoiceSpec(tuple(prompt_ids), sampling, stop_strings(self.stop), skip)
-        return choices(spec, 1 if self.n is None else self.n, self.seed)
 
 
 class GenerateRequest(BaseModel):
-    """POST /generate: one prompt or several, as text or as token ids."""
+    """POST /generate: one prompt or several, as text or as token ids.
+
+    What may be a list has an entry for each prompt then. Log probabilities are asked for by
+    `return_logprob`; without it the fields that go with it mean nothing.
+    """
 
     model_config = ConfigDict(extra="allow")
 
     text: str | list[str] | None = None
     input_ids: list[int] | list[list[int]] | None = None
     sampling_params: NativeSampling | list[NativeSampling] | None = None
+    return_logprob: bool | list[bool] | None = None
+    logprob_start_len: int | list[int] | None = None
+    top_logprobs_num: int | list[int] | None = None
+    return_text_in_logprobs: bool | None = None
     stream: bool | None = None
     rid: str | None = None
+    priority: int | None = None
+    timeout: float | None = None
 
     def prompts(self, served: ServedModel) -> tuple[list[list[int]], bool]:
         """Token ids of each prompt, and whether the request is a batch.
@@ -70,16 +66,63 @@ class GenerateRequest(BaseModel):
         texts = [p for p in prompts if isinstance(p, str)]
         return (served.tokenizer.encode_batch(texts) if texts else prompts), batch
 
-    def samplings(self, count: int) -> list[NativeSampling]:
-        """Sampling parameters of each of `count` prompts."""
-        given = self.sampling_params or NativeSampling()
-        if isinstance(given, NativeSampling):
-            return [given] * count
+    def choices(self, prompts: Sequence[list[int]], served: ServedModel) -> list[ChoiceSpec]:
+        """What to generate: the choices of a prompt side by side.
+
+        Raises:
+            InvalidRequestError: a value is out of its range, or a list of another length.
+        """
+        samplings = self._each("sampling_params", len(prompts), NativeSampling())
+        asked = self._each("return_logprob", len(prompts), False)
+        starts = self._each("logprob_start_len", len(prompts), -1)
+        tops = self._each("top_logprobs_num", len(prompts), 0)
+        rows = zip(prompts, samplings, asked, starts, tops, strict=True)
+        return [spec for row in rows for spec in self._choices(served, *row)]
+
+    def _each(self, name: str, count: int, default: Any) -> list[Any]:
+        """A field's value for each of `count` prompts."""
+        given = getattr(self, name)
+        if not isinstance(given, list):
+            return [default if given is None else given] * count
         if len(given) != count:
-            raise InvalidRequestError(
-                f"{len(given)} sampling_params for {count} prompts", "sampling_params"
-            )
+            raise InvalidRequestError(f"{len(given)} {name} for {count} prompts", name)
         return given
+
+    def _choices(
+        self,
+        served: ServedModel,
+        prompt: list[int],
+        asked: NativeSampling,
+        logprobs: bool,
+        start: int,
+        top: int,
+    ) -> list[ChoiceSpec]:
+        unserved.check_extra(asked, unserved.SAMPLING, "sampling_params.")
+        scored = start if logprobs and check_start(start, prompt) >= 0 else None
+        hidden = asked.max_new_tokens == 0 and scored is not None  # one token is the least
+        sampling = {
+            "max_new_tokens": 1 if hidden else asked.max_new_tokens,
+            "min_new_tokens": asked.min_new_tokens,
+            "logprobs": top if logprobs else None,
+            "prompt_logprobs_start": scored,
+        }
+        terms = {"priority": self.priority or 0, "deadline_s": deadline(self.timeout)}
+        return asked.specs([prompt], served, sampling, hidden=hidden, **terms)
+
+
+def check_start(start: int, prompt: Sequence[int]) -> int:
+    """`logprob_start_len` itself.
+
+    Raises:
+        InvalidRequestError: it is neither a place in the prompt nor -1.
+    """
+    if not -1 <= start <= len(prompt):
+        raise InvalidRequestError(
+            f"logprob_start_len is {start}, but must be -1 (no prompt token) or at most the "
+            f"prompt's {len(prompt)} tokens",
+            "logprob_start_len",
+        )
+    return start
 
 
 class TokenizeRequest(BaseModel):

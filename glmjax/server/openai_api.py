@@ -5,55 +5,26 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from glmjax.errors import InvalidRequestError, ModelNotFoundError
 from glmjax.server import unserved
-from glmjax.server.collect import NOTHING, Collected, collect
-from glmjax.server.frontend import ChoiceDelta, ChoiceSpec, Frontend, Generation
+from glmjax.server.collect import Collected, collect
+from glmjax.server.frontend import Frontend, Generation
 from glmjax.server.http_context import FrontendOf
 from glmjax.server.http_streams import DONE, EventStream, event, until_disconnect
 from glmjax.server.json_response import JSONResponse
 from glmjax.server.openai_types import ChatRequest, CompletionRequest, SamplingRequest
+from glmjax.server.openai_words import CHAT, COMPLETION, Shape, Writer, opening, usage
+from glmjax.server.sampling_fields import spelled
 from glmjax.server.served import ServedModel
 
-DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, for /v1/completions only
-
 router = APIRouter(prefix="/v1")
-
-
-class Shape(NamedTuple):
-    """How an endpoint words its answers."""
-
-    prefix: str
-    object: str
-    chunk_object: str
-    opening: dict[str, Any] | None  # first chunk of a streamed choice
-    piece: Callable[[str], dict[str, Any]]  # text, in a stream
-    whole: Callable[[str], dict[str, Any]]  # text, at once
-
-
-CHAT = Shape(
-    "chatcmpl",
-    "chat.completion",
-    "chat.completion.chunk",
-    {"delta": {"role": "assistant", "content": ""}},
-    lambda text: {"delta": {"content": text} if text else {}},
-    lambda text: {"message": {"role": "assistant", "content": text}},
-)
-COMPLETION = Shape(
-    "cmpl",
-    "text_completion",
-    "text_completion",
-    None,
-    lambda text: {"text": text},
-    lambda text: {"text": text},
-)
 
 
 @router.post("/chat/completions")
@@ -63,9 +34,7 @@ async def chat_completions(body: ChatRequest, request: Request, frontend: Fronte
     body.check_model(served)
     unserved.check_extra(body, unserved.CHAT)
     prompt = await asyncio.to_thread(_chat_prompt, body, served)
-    limit = body.max_completion_tokens
-    specs = body.specs([prompt], served, body.max_tokens if limit is None else limit)
-    return await _answer(CHAT, body, specs, request, frontend)
+    return await _answer(CHAT, body, [prompt], request, frontend)
 
 
 @router.post("/completions")
@@ -75,9 +44,7 @@ async def completions(body: CompletionRequest, request: Request, frontend: Front
     body.check_model(served)
     unserved.check_extra(body, unserved.COMPLETION)
     prompts = await asyncio.to_thread(_prompts, body.prompt, served)
-    limit = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-    specs = body.specs(prompts, served, limit)
-    return await _answer(COMPLETION, body, specs, request, frontend)
+    return await _answer(COMPLETION, body, prompts, request, frontend)
 
 
 @router.get("/models")
@@ -106,6 +73,8 @@ def _model(frontend: Frontend) -> dict[str, Any]:
 
 
 def _chat_prompt(body: ChatRequest, served: ServedModel) -> list[int]:
+    if not body.messages:
+        raise InvalidRequestError("messages is empty; send at least one message", "messages")
     variables = body.template_variables()
     taken = {"messages", "tools"} & variables.keys()
     if taken:
@@ -138,37 +107,33 @@ class Answer:
     Attributes:
         shape: of its endpoint.
         head: fields of every object that is sent.
+        writers: one for each choice.
         n: choices of each prompt.
         include_usage: a stream ends with its usage.
     """
 
     shape: Shape
     head: dict[str, Any]
+    writers: list[Writer]
     n: int
     include_usage: bool
 
     def whole(self, choices: list[Collected]) -> dict[str, Any]:
         """Everything at once."""
-        words = [
-            _choice(choice.last, self.shape.whole(choice.text), choice.last.finish_reason)
-            for choice in choices
-        ]
+        words = [writer.whole(each) for writer, each in zip(self.writers, choices, strict=True)]
         tail = {"choices": words, "usage": usage(choices, self.n)}
         return self.head | {"object": self.shape.object} | tail
 
     async def events(self, generation: Generation) -> AsyncIterator[bytes]:
         """The same piece by piece."""
-        choices = [Collected() for _ in range(generation.size)]
-        if self.shape.opening is not None:
-            for index in range(generation.size):
-                opening = replace(NOTHING, index=index)
-                yield self._chunk(_choice(opening, self.shape.opening, None))
+        choices = [Collected() for _ in self.writers]
+        for index in range(len(choices)):
+            if (first := opening(self.shape, index)) is not None:
+                yield self._chunk(first)
         async for delta in generation:
             choices[delta.index].add(delta)
-            if delta.text:
-                yield self._chunk(_choice(delta, self.shape.piece(delta.text), None))
-            if delta.finish_reason is not None:
-                yield self._chunk(_choice(delta, self.shape.piece(""), delta.finish_reason))
+            for words in self.writers[delta.index].pieces(delta):
+                yield self._chunk(words)
         if self.include_usage:
             yield event(self._head() | {"choices": [], "usage": usage(choices, self.n)})
         yield DONE
@@ -181,35 +146,20 @@ class Answer:
         return event(self._head() | {"choices": [choice]} | end)
 
 
-def _choice(delta: ChoiceDelta, words: dict[str, Any], end: str | None) -> dict[str, Any]:
-    matched = {"matched_stop": delta.matched} if end else {}
-    return {"index": delta.index, **words, "logprobs": None, "finish_reason": end} | matched
-
-
-def usage(choices: list[Collected], n: int) -> dict[str, Any]:
-    """Tokens counted; a prompt counts once, however many choices it has."""
-    prompt_tokens = sum(choice.last.prompt_tokens for choice in choices[::n])
-    cached_tokens = sum(choice.last.cached_tokens for choice in choices[::n])
-    completion_tokens = sum(choice.last.completion_tokens for choice in choices)
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": cached_tokens},
-    }
-
-
 async def _answer(
     shape: Shape,
     body: SamplingRequest,
-    specs: list[ChoiceSpec],
+    prompts: list[list[int]],
     request: Request,
     frontend: Frontend,
 ) -> Response:
-    request_id = f"{shape.prefix}-{secrets.token_hex(12)}"
-    head = {"id": request_id, "created": int(time.time()), "model": frontend.served.name}
-    answer = Answer(shape, head, body.n or 1, body.include_usage)
-    generation = await frontend.generate(request_id, specs)
+    served, request_id = frontend.served, f"{shape.prefix}-{secrets.token_hex(12)}"
+    with spelled(body.spelling):
+        specs = body.choices(prompts, served)
+        generation = await frontend.generate(request_id, specs)
+    head = {"id": request_id, "created": int(time.time()), "model": served.name}
+    writers = [Writer(shape, spec, served.tokenizer, body.echoes) for spec in specs]
+    answer = Answer(shape, head, writers, body.n or 1, body.include_usage)
     if body.stream:
         return EventStream(generation, answer.events(generation))
     async with generation:

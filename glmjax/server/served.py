@@ -12,8 +12,12 @@ from typing import Any
 from glmjax.config import ModelConfig, read_json, token_ids
 from glmjax.errors import CheckpointError, InvalidRequestError
 from glmjax.text.chat import ChatTemplate
+from glmjax.text.grammar import Grammars, GrammarSpec
 from glmjax.text.tokenizer import Tokenizer
-from glmjax.types import SamplingParams
+from glmjax.types import Constraint, SamplingParams
+
+ASSISTANT, THINK, END_THINK = "<|assistant|>", "<think>", "</think>"
+DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class ServedModel:
         template: chat messages to text; None: the model has none.
         eos_token_ids: the model's own end tokens.
         max_seq_len: longest sequence served, prompt and output together.
-        default_sampling: temperature, top_p and top_k where a request names none.
+        default_sampling: temperature, top_p and the like where a request names none.
         pad_token_id: for clients that ask.
     """
 
@@ -97,6 +101,42 @@ class ServedModel:
             )
         return self.tokenizer.encode(self.template.render(messages, **variables))
 
+    def constraint(
+        self, grammar: GrammarSpec | None, prompt_ids: Sequence[int], thinks: bool
+    ) -> Constraint | None:
+        """What holds a request to its grammar, if it has one; new each time, as it has state.
+
+        Raises:
+            InvalidRequestError: the grammar does not compile.
+        """
+        if grammar is None:
+            return None
+        try:
+            return self._grammars.constraint(grammar, self.thought_end(prompt_ids, thinks))
+        except InvalidRequestError as error:
+            if grammar.kind != "lark":
+                raise
+            # the field that holds it is called ebnf, after other notations
+            raise InvalidRequestError(f"{error}; GBNF is not served", error.param) from None
+
+    def thought_end(self, prompt_ids: Sequence[int], thinks: bool) -> int | None:
+        """The token that will end a thought, so that the answer begins behind it.
+
+        Args:
+            prompt_ids: the prompt. The last turn decides, if it has turns.
+            thinks: the model will think unless that turn has a thought that has ended. Else it
+                does only where the prompt ends inside a thought.
+
+        Returns:
+            None: no thought goes on, so the answer begins at once.
+        """
+        assistant, think, end = self._marks
+        if end is None:
+            return None
+        begun, ended, turn = (_last(prompt_ids, mark) for mark in (think, end, assistant))
+        goes_on = ended <= turn if thinks else ended < begun
+        return end if goes_on else None
+
     def check_prompt(self, prompt_ids: Sequence[int]) -> None:
         """Raise InvalidRequestError when an id is not one of the model's."""
         size = self.config.vocab_size
@@ -109,14 +149,33 @@ class ServedModel:
             )
 
     @functools.cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self.tokenizer, self.config.vocab_size, self.eos_token_ids)
+
+    @functools.cached_property
+    def _marks(self) -> tuple[int | None, ...]:
+        """Ids of the tokens that begin a turn, and that begin and end a thought."""
+        return tuple(map(self._id, (ASSISTANT, THINK, END_THINK)))
+
+    def _id(self, token: str) -> int | None:
+        try:
+            return self.tokenizer.token_id(token)
+        except CheckpointError:
+            return None
+
+    @functools.cached_property
     def default_sampling_json(self) -> str:
         """The defaults as JSON, or "" when there are none."""
         return json.dumps(dict(self.default_sampling)) if self.default_sampling else ""
 
 
+def _last(ids: Sequence[int], wanted: int | None) -> int:
+    """The last place of an id; -1: it is not there."""
+    return max((place for place, token in enumerate(ids) if token == wanted), default=-1)
+
+
 def _default_sampling(generation: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    names = ("temperature", "top_p", "top_k")
-    defaults = {name: generation[name] for name in names if generation.get(name) is not None}
+    defaults = {name: generation[name] for name in DEFAULTED if generation.get(name) is not None}
     if defaults.get("top_k") == 0:  # HF's word for all
         defaults["top_k"] = -1
     if generation.get("do_sample") is False:  # HF's word for greedy; absent, it says nothing here

@@ -14,6 +14,7 @@ from glmjax.server.engine_thread import EngineThread
 from glmjax.server.frontend import Frontend
 from glmjax.server.grpc_server import grpc_server
 from glmjax.server.http_server import HttpServer, listen
+from glmjax.server.request_times import RequestTimes
 from glmjax.server.served import ServedModel
 
 log = logging.getLogger(__name__)
@@ -44,9 +45,10 @@ async def running(
     Raises:
         ConfigError: an address is taken or not of this machine.
     """
-    frontend = Frontend(EngineThread(engine), served)
+    times = RequestTimes()
+    frontend = Frontend(EngineThread(engine, times), served)
     with listen(host, port) as sock:
-        http = HttpServer(frontend)
+        http = HttpServer(frontend, times)
         async with grpc_server(frontend, host, grpc_port) as bound:
             task = asyncio.create_task(http.serve(sockets=[sock]))
             try:

@@ -13,25 +13,14 @@ from glmjax.errors import InvalidRequestError
 Neutral = Mapping[str, tuple[Any, ...]]
 
 SAMPLING: Neutral = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
-    "min_p": (0,),
-    "min_tokens": (0,),
-    "min_new_tokens": (0,),
-    "logit_bias": ({},),
     "no_stop_trim": (False,),
     "spaces_between_special_tokens": (True, False),
     "stop_regex": ([],),
-    "regex": (),
-    "ebnf": (),
-    "json_schema": (),
     "structural_tag": (),
     "custom_params": ({},),
 }
 OPENAI: Neutral = SAMPLING | {
     "best_of": (1,),
-    "response_format": ({"type": "text"},),
     "return_hidden_states": (False,),
     "lora_path": (),
     "store": (False,),
@@ -43,8 +32,6 @@ OPENAI: Neutral = SAMPLING | {
     "service_tier": (...,),
 }
 CHAT: Neutral = OPENAI | {
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
@@ -58,13 +45,9 @@ CHAT: Neutral = OPENAI | {
     "continue_final_message": (False,),
     "separate_reasoning": (False,),
 }
-COMPLETION: Neutral = OPENAI | {"logprobs": (), "echo": (False,), "suffix": ("",)}
+COMPLETION: Neutral = OPENAI | {"suffix": ("",)}
 GENERATE: Neutral = {
-    "return_logprob": (False, [False]),
-    "logprob_start_len": (-1,),
-    "top_logprobs_num": (0,),
     "token_ids_logprob": ([],),
-    "return_text_in_logprobs": (True, False),
     "return_hidden_states": (False,),
     "input_embeds": ([],),
     "image_data": ([],),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from glmjax.text.detokenizer import Detokenizer
-from glmjax.types import FinishReason, RequestOutput
+from glmjax.types import FinishReason, RequestOutput, TokenLogprobs
 
 
 class TextDelta(NamedTuple):
@@ -16,25 +16,28 @@ class TextDelta(NamedTuple):
         token_ids: new tokens, those included that only ended the request.
         finish_reason: None while it goes on.
         matched: the stop string or token id that ended it, when one did.
+        logprobs: one for each of `token_ids`, where they were asked for.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     matched: str | int | None
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 def take_output(detokenizer: Detokenizer, output: RequestOutput) -> TextDelta:
     """Feed an output to its request's detokenizer. Tokens after a stop string are dropped."""
-    ids = output.token_ids
+    ids, logprobs = output.token_ids, output.logprobs
     body = ids if output.matched_stop is None else ids[:-1]
     pieces: list[str] = []
     for n, token_id in enumerate(body, 1):
         pieces.append(detokenizer.push(token_id))
-        if detokenizer.matched is not None:
-            return TextDelta("".join(pieces), ids[:n], FinishReason.STOP, detokenizer.matched)
+        if (stop := detokenizer.matched) is not None:
+            return TextDelta("".join(pieces), ids[:n], FinishReason.STOP, stop, logprobs[:n])
     if output.finish_reason is not None:
         pieces.append(detokenizer.finish())
-    if detokenizer.matched is not None:
-        return TextDelta("".join(pieces), ids, FinishReason.STOP, detokenizer.matched)
-    return TextDelta("".join(pieces), ids, output.finish_reason, output.matched_stop)
+    stop, text = detokenizer.matched, "".join(pieces)
+    if stop is not None:
+        return TextDelta(text, ids, FinishReason.STOP, stop, logprobs)
+    return TextDelta(text, ids, output.finish_reason, output.matched_stop, logprobs)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import runpy
 import shutil
 import socket
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from glmjax.config import SchedulerConfig
+
+SERVE = Path(__file__).parents[2] / "serve.py"
 
 
 def test_help_is_worth_reading(run_command):
@@ -13,6 +21,33 @@ def test_help_is_worth_reading(run_command):
         done = run_command(program, "--help")
         assert done.returncode == 0
         assert "example" in done.stdout.lower()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fields"),
+    [
+        ([], {}),
+        (["--speculative-algorithm", "eagle"], {}),
+        (["--speculative-algorithm", "NEXTN", "--speculative-eagle-topk", "1"], {}),
+        (["--speculative-num-steps", "0"], {"speculative_num_steps": 0}),
+        (
+            ["--speculative-num-steps", "5", "--speculative-num-draft-tokens", "6"],
+            {"speculative_num_steps": 5},
+        ),
+        (["--disable-radix-cache"], {"prefix_cache": False}),
+        (["--deterministic"], {"deterministic": True}),
+        (["--enable-deterministic-inference"], {"deterministic": True}),
+        (
+            ["--max-running-requests", "3", "--max-queued-requests", "4", "--max-seq-len", "50"],
+            {"max_running_requests": 3, "max_queued_requests": 4, "max_seq_len": 50},
+        ),
+        (["--chunked-prefill-size", "99"], {"chunked_prefill_size": 99}),
+    ],
+)
+def test_what_the_options_of_serve_mean(arguments: list[str], fields: dict[str, Any]):
+    serve = runpy.run_path(str(SERVE))
+    args = serve["parser"]().parse_args(arguments)
+    assert serve["scheduler_config"](args) == SchedulerConfig(**fields)
 
 
 @pytest.mark.parametrize(
@@ -25,6 +60,8 @@ def test_help_is_worth_reading(run_command):
         (["--page-size", "0"], "page_size 0 must be 1 or more"),
         (["--chunked-prefill-size", "1"], "chunked_prefill_size is 1, expected 2 or more"),
         (["--max-seq-len", "4000", "--kv-cache-gib", "0.01"], "give the pool more memory"),
+        (["--speculative-num-draft-tokens", "8"], "has 4 tokens to verify; give 4 or leave it out"),
+        (["--speculative-num-steps", "99"], "expected 0 (no drafting)"),
     ],
 )
 def test_serve_refuses_what_cannot_work(run_command, converted, arguments, message):
@@ -35,13 +72,30 @@ def test_serve_refuses_what_cannot_work(run_command, converted, arguments, messa
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
-    [("--port", "99999"), ("--kv-cache-gib", "nan"), ("--drain-timeout-s", "-1")],
+    ("option", "value", "message"),
+    [
+        ("--port", "99999", "expected 0 to 65535"),
+        ("--kv-cache-gib", "nan", "not a number above 0"),
+        ("--drain-timeout-s", "-1", "not a number above 0"),
+        ("--speculative-eagle-topk", "4", "a draft tree is not served"),
+        ("--speculative-algorithm", "MEDUSA", "'EAGLE', 'NEXTN'"),
+    ],
 )
-def test_serve_refuses_values_that_mean_nothing(run_command, option, value):
+def test_serve_refuses_values_that_mean_nothing(run_command, option, value, message):
     done = run_command("serve.py", f"{option}={value}")
     assert done.returncode == 2
     assert f"argument {option}" in done.stderr
+    assert message in done.stderr
+
+
+def test_serve_does_not_draft_without_a_block_that_drafts(run_command, converted, tmp_path):
+    config = json.loads((converted / "config.json").read_text("utf-8"))
+    config["num_nextn_predict_layers"] = 0
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    done = run_command("serve.py", "--model", tmp_path, "--speculative-algorithm", "EAGLE")
+    assert done.returncode == 1
+    assert f"{tmp_path} has no MTP block" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_serve_says_at_once_that_a_port_is_taken(run_command, converted):

@@ -20,7 +20,7 @@ GREEDY = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
 @pytest.fixture(scope="module")
 def llm(converted):
     scheduler = glmjax.SchedulerConfig(
-        max_running_requests=4, max_queued_requests=2, chunked_prefill_size=64, max_seq_len=256
+        max_running_requests=4, max_queued_requests=2, chunked_prefill_size=16, max_seq_len=256
     )
     return glmjax.LLM(converted, scheduler=scheduler)
 

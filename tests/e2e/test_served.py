@@ -19,7 +19,8 @@ from glmjax.bench.synthetic import default_config
 from glmjax.text.tokenizer import Tokenizer
 
 PROMPTS = served_prompts(default_config())
-SHAPES = ("--max-running-requests", "16", "--chunked-prefill-size", "64")
+# Few, since each is a program: decoding of 1 and 8 rows, one chunk, and both together.
+SHAPES = ("--max-running-requests", "8", "--chunked-prefill-size", "16")
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,8 @@ def test_a_gateway_in_front_answers_the_same(server, tmp_path):
 
 def test_sigterm_lets_requests_finish_and_refuses_new_ones(start_server, converted, greedy):
     # XLA_FLAGS: this one server runs the optimised programs that users get
-    with start_server("--model", converted, *SHAPES, XLA_FLAGS="") as server:
+    small = ("--max-running-requests", "1", "--chunked-prefill-size", "16")
+    with start_server("--model", converted, *small, XLA_FLAGS="") as server:
         chunks: list[dict] = []
 
         def read() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,9 +34,10 @@ def expert_loop(x, ids, weights, gate_up, down):
     tokens=st.sampled_from([1, 2, 3, 9, 40]),
     experts=st.sampled_from([2, 5]),
     pattern=st.sampled_from(["random", "one hot expert", "padding"]),
+    rows=st.sampled_from([None, 1, 4]),
     seed=st.integers(0, 2**16),
 )
-def test_no_token_is_dropped_whatever_the_load(tokens, experts, pattern, seed):
+def test_no_token_is_dropped_whatever_the_load(tokens, experts, pattern, rows, seed):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((tokens, 6))
     ids = np.argsort(rng.random((tokens, experts)), axis=1)[:, :2]
@@ -46,7 +49,7 @@ def test_no_token_is_dropped_whatever_the_load(tokens, experts, pattern, seed):
     gate_up = rng.standard_normal((experts, 2, 4, 6))
     down = rng.standard_normal((experts, 6, 4))
     f32 = [jnp.asarray(a, jnp.float32) for a in (weights, gate_up, down)]
-    got = grouped_mlp(jnp.asarray(x, jnp.float32), jnp.asarray(ids), *f32)
+    got = grouped_mlp(jnp.asarray(x, jnp.float32), jnp.asarray(ids), *f32, rows=rows)
     expected = expert_loop(x, ids, weights, gate_up, down)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
@@ -157,6 +160,25 @@ def test_rows_are_independent_of_the_rest_of_the_batch():
     together = jax.jit(grouped_mlp)(x, ids, weights, *arrays)
     one = jax.jit(grouped_mlp)(x[:1], ids[:1], weights[:1], *arrays)
     np.testing.assert_allclose(together[:1], one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_with_a_fixed_capacity_no_bit_depends_on_the_others(dtype):
+    """Alone, and as any place among tokens that fill the same experts or others."""
+    rng = np.random.default_rng(4)
+    shapes = (8, 2, 48, 80), (8, 80, 48)
+    arrays = [jnp.asarray(rng.standard_normal(s), dtype) for s in shapes]
+    x = jnp.asarray(rng.standard_normal((16, 80)), dtype)
+    ids = np.argsort(rng.random((16, 8)), axis=1)[:, :3]
+    weights = rng.random((16, 3)).astype(np.float32)
+    run = jax.jit(partial(grouped_mlp, rows=4))
+    together = np.asarray(run(x, ids, weights, *arrays))
+    for t in range(16):
+        alone = np.where(np.arange(16)[:, None] == t, ids, 8)
+        np.testing.assert_array_equal(run(x, alone, weights, *arrays)[t], together[t])
+    order = rng.permutation(16)
+    shuffled = run(x[order], ids[order], weights[order], *arrays)
+    np.testing.assert_array_equal(shuffled, together[order])
 
 
 @pytest.mark.parametrize("rows", [1, 7, 8])

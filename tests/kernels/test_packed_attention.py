@@ -112,7 +112,7 @@ def test_one_segment_is_what_the_paged_pool_gives():
     pool = jnp.zeros((1, pages, page_size, KV_HEADS, HEAD_DIM))
     where = jnp.asarray(table[0, places // page_size]), jnp.asarray(places % page_size)
     pools = write_kv(pool, pool, k, v, jnp.int32(0), *where)
-    row = (jnp.asarray(x) for x in (table, [0], [tokens], [tokens]))
+    row = (jnp.asarray(x) for x in (table, [0], [0], [tokens], [tokens]))
     paged = paged_attention(q, *pools, jnp.int32(0), *row, max_q_len=tokens, scale=SCALE)
     packed = run(q[None], k[None], v[None], np.ones((1, tokens)))[0]
     np.testing.assert_allclose(packed, paged, rtol=1e-5, atol=1e-5)

@@ -41,11 +41,12 @@ def test_equals_a_dense_softmax(batch):
     # inf wherever no sequence writes: it must not reach any row
     pools = [np.full((LAYERS, PAGES, page_size, KV_HEADS, HEAD_DIM), np.inf) for _ in "kv"]
     width, free = 8, list(rng.permutation(np.arange(1, PAGES)))
-    table = np.zeros((len(lens), width), np.int32)
+    slots = rng.permutation(len(lens) + 2)[: len(lens)]
+    table = np.full((len(lens) + 2, width), PAGES - 1, np.int32)
     sequences = []
     for r, n in enumerate(lens):
         pages = [free.pop() for _ in range(-(-n // page_size))]
-        table[r, : len(pages)] = pages
+        table[slots[r], : len(pages)] = pages
         sequences.append([rng.standard_normal((n, KV_HEADS, HEAD_DIM)) for _ in pools])
         for pool, values in zip(pools, sequences[-1], strict=True):
             for i in range(n):
@@ -58,6 +59,7 @@ def test_equals_a_dense_softmax(batch):
         *(jnp.asarray(pool, jnp.float32) for pool in pools),
         jnp.int32(1),
         jnp.asarray(table),
+        jnp.asarray(slots),
         jnp.asarray(starts),
         jnp.asarray(q_lens, jnp.int32),
         jnp.asarray(lens, jnp.int32),
@@ -92,7 +94,8 @@ def test_a_pool_of_bits_is_a_bfloat16_pool():
     for dtype in (jnp.bfloat16, jnp.uint16):
         pool = jnp.zeros((1, 6, 4, KV_HEADS, HEAD_DIM), dtype)
         pools = write_kv(pool, pool, k, v, jnp.int32(0), pages, offsets)
-        row = (jnp.array([[2, 5]]), jnp.array([0]), jnp.array([6]), jnp.array([6]))
+        zero = jnp.array([0])
+        row = (jnp.array([[2, 5]]), zero, zero, jnp.array([6]), jnp.array([6]))
         outputs.append(paged_attention(q, *pools, jnp.int32(0), *row, max_q_len=6, scale=0.3))
     np.testing.assert_array_equal(*(np.asarray(out, np.float32) for out in outputs))
     assert np.abs(np.asarray(outputs[0], np.float32)).max() > 0

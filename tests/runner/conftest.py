@@ -1,35 +1,36 @@
-"""Small models with random weights, straight on a mesh: no files."""
+"""Runners on the device: few, since compiling one takes seconds, and shared by all tests.
+
+An engine leaves nothing in a runner that the next one could see; tests that give it other weights
+put the old ones back.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
-import jax
-import ml_dtypes  # noqa: F401  teaches numpy the name bfloat16
-import numpy as np
 import pytest
+from oracle import Oracle
+from tiny import TINY, TINY_SEED, tiny_params
 
-from cases import CASES
-from glmjax.config import CacheConfig, MeshConfig, SchedulerConfig
-from glmjax.model.decoder import Decoder
-from glmjax.model.spec import ParamSpec, specs_of
+from glmjax.bundled import converted
+from glmjax.config import CacheConfig, MeshConfig, ModelConfig, SchedulerConfig
+from glmjax.plans import Bucket
 from glmjax.runner.runner import DeviceRunner
+from glmjax.runner.weights import load, load_mtp
+from glmjax.scheduler.drafting import Drafting
 from glmjax.scheduler.limits import make_limits
-from glmjax.sharding import make_mesh, named_sharding
+from glmjax.sharding import make_mesh
 
-TINY = replace(CASES["qk_norm"], num_hidden_layers=2)
+CHUNK_ROWS = 2
+NANO_DRAFTS = 3
 
 
-def random_params(config, mesh, seed: int = 0):
-    """Arrays for a decoder, of order one after each product."""
-    rng = np.random.default_rng(seed)
-
-    def leaf(spec: ParamSpec) -> jax.Array:
-        scale = spec.shape[-1] ** -0.5 if len(spec.shape) > 1 else 1.0
-        values = (rng.standard_normal(spec.shape) * scale).astype(spec.dtype)
-        return jax.device_put(values, named_sharding(mesh, spec.axes))
-
-    return jax.tree.map(leaf, specs_of(Decoder(config)))
+def few(slots: int, chunk: int, drafts: int) -> tuple[Bucket, ...]:
+    """As few shapes as a scheduler can live with: decoding, and everything at once."""
+    decode = {Bucket(slots, n, 0, 0) for n in (0, drafts)}
+    return (*sorted(decode), Bucket(slots, drafts, CHUNK_ROWS, chunk))
 
 
 @pytest.fixture(scope="session")
@@ -39,27 +40,92 @@ def make_runner():
     def make(
         mesh: str = "1",
         dtype: str = "float32",
-        pages: int = 40,
+        pages: int = 200,
         slots: int = 4,
-        seed: int = 0,
+        seed: int = TINY_SEED,
+        drafts: int = 0,
+        chunk: int = 8,
+        max_seq_len: int = 64,
+        deterministic: bool = False,
     ):
-        config, shape = replace(TINY, dtype=dtype), MeshConfig.parse(mesh)
+        config = replace(TINY, dtype=dtype, deterministic=deterministic)
+        shape = MeshConfig.parse(mesh)
         cache = CacheConfig(page_size=4, num_pages=pages)
         scheduler = SchedulerConfig(
-            max_running_requests=slots, chunked_prefill_size=8, max_seq_len=64
+            max_running_requests=slots,
+            chunked_prefill_size=chunk,
+            max_seq_len=max_seq_len,
+            speculative_num_steps=drafts,
         )
-        devices = make_mesh(shape)
         limits = make_limits(config, shape, cache, scheduler)
-        return DeviceRunner(config, random_params(config, devices, seed), devices, limits)
+        limits = replace(limits, buckets=few(limits.slots, chunk, drafts))
+        devices = make_mesh(shape)
+        params = tiny_params(devices, seed, config)
+        mtp = params["mtp"] if drafts else None
+        return DeviceRunner(config, params["model"], devices, limits, mtp)
 
     return make
 
 
 @pytest.fixture(scope="session")
+def plain(make_runner) -> DeviceRunner:
+    """In float32 on one device, without drafts."""
+    return make_runner()
+
+
+@pytest.fixture(scope="session")
+def drafting(make_runner) -> DeviceRunner:
+    """The same model with two drafts."""
+    return make_runner(drafts=2)
+
+
+@pytest.fixture(scope="session")
+def split(make_runner) -> DeviceRunner:
+    """The same on two data groups of two tensor-parallel devices, with two drafts."""
+    return make_runner("2x2", drafts=2)
+
+
+@pytest.fixture
+def always_drafting(monkeypatch):
+    """However long a step that drafts takes on this machine."""
+    monkeypatch.setattr(Drafting, "pays", lambda *_: True)
+
+
+@pytest.fixture(scope="session")
 def make_params():
-    """The tree that `make_runner` makes for a seed, on one device."""
+    """The parameters that `make_runner` makes for a seed, on one device."""
+    return lambda seed: tiny_params(make_mesh(MeshConfig()), seed)
 
-    def make(seed: int):
-        return random_params(TINY, make_mesh(MeshConfig()), seed)
 
-    return make
+@pytest.fixture(scope="session")
+def oracle(make_params) -> Oracle:
+    """Of the model of `plain`, `drafting` and `split`."""
+    return Oracle(make_params(TINY_SEED))
+
+
+class Nano(NamedTuple):
+    """The bundled model in float32, and runners of it with drafts and without."""
+
+    folder: Path
+    config: ModelConfig
+    drafting: DeviceRunner
+    plain: DeviceRunner
+
+
+@pytest.fixture(scope="session")
+def nano(tmp_path_factory) -> Nano:
+    """With chunks of 64 tokens and of 48, so that prompts are cut at other places."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLMJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        folder = converted()
+    mesh = make_mesh(MeshConfig())
+    config, params = load(folder, mesh, "float32")
+    mtp = load_mtp(folder, mesh, "float32")
+
+    def make(chunk: int, drafts: int) -> DeviceRunner:
+        scheduler = SchedulerConfig(4, max_seq_len=512, speculative_num_steps=drafts)
+        limits = make_limits(config, MeshConfig(), CacheConfig(), scheduler)
+        limits = replace(limits, buckets=few(limits.slots, chunk, drafts))
+        return DeviceRunner(config, params, mesh, limits, mtp if drafts else None)
+
+    return Nano(folder, config, make(64, NANO_DRAFTS), make(48, 0))

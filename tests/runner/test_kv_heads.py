@@ -17,6 +17,7 @@ from glmjax.model.decoder import Decoder
 from glmjax.model.mtp import MTP
 from glmjax.model.quant import QuantArray
 from glmjax.model.spec import path_name, specs_of
+from glmjax.plans import Bucket
 from glmjax.runner.kv_heads import kv_axis, repeat_heads, stored_shape
 from glmjax.runner.runner import DeviceRunner
 from glmjax.runner.weights import load, load_mtp, read_config
@@ -80,8 +81,10 @@ def test_fp8_logits_neither(fp8):
 def make_runner(folder, mesh: MeshConfig) -> DeviceRunner:
     """A runner for one short sequence a data group."""
     devices, config = make_mesh(mesh), read_config(folder)
-    scheduler = SchedulerConfig(mesh.data, chunked_prefill_size=16, max_seq_len=64)
+    sizes = {"chunked_prefill_size": 16, "max_seq_len": 64, "speculative_num_steps": 0}
+    scheduler = SchedulerConfig(mesh.data, **sizes)
     limits = make_limits(config, mesh, CacheConfig(4), scheduler)
+    limits = replace(limits, buckets=(Bucket(1, 0, 0, 0), Bucket(1, 0, 1, 16)))
     return DeviceRunner(config, load(folder, devices)[1], devices, limits)
 
 

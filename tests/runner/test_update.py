@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from answers import Answer, ask
+from oracle import Oracle
+from tiny import TINY, TINY_SEED
 
 from glmjax.config import MeshConfig
 from glmjax.engine import Engine
@@ -16,79 +21,113 @@ from glmjax.runner.update import fit
 from glmjax.sharding import make_mesh, named_sharding
 from glmjax.types import Request, SamplingParams
 
-PROMPT = tuple(np.random.default_rng(5).integers(0, 192, 19).tolist())
-# Sampled: greedy, these models say one token over and over.
-SAMPLING = SamplingParams(max_new_tokens=10, temperature=1.0, top_k=20, seed=3, ignore_eos=True)
+PROMPT = tuple(np.random.default_rng(5).integers(0, TINY.vocab_size, 19).tolist())
+SAMPLING = SamplingParams(
+    max_new_tokens=16, temperature=0.8, top_k=20, seed=3, ignore_eos=True, logprobs=1
+)
+REQUEST = Request("", PROMPT, SAMPLING)
+OTHER_SEED = 8
 
 
-def drain(engine: Engine) -> list[int]:
-    tokens: list[int] = []
-    while engine.has_work():
-        tokens += [token for output in engine.step() for token in output.token_ids]
-    return tokens
+@pytest.fixture
+def runner(drafting, make_params):
+    """The shared one, which has its own weights again afterwards."""
+    yield drafting
+    drafting.update_params(make_params(TINY_SEED))
 
 
-def say(runner, params=None) -> list[int]:
-    """What an engine says, after an update if there are `params`."""
+@pytest.fixture(scope="module")
+def oracles(oracle, make_params):
+    """By the seed of the weights."""
+    return {TINY_SEED: oracle, OTHER_SEED: Oracle(make_params(OTHER_SEED))}
+
+
+def say(runner, params=None, request: Request = REQUEST) -> Answer:
+    """What a fresh engine says, after an update if there are `params`."""
     engine = Engine(runner)
     if params is not None:
         engine.update_params(params)
-    engine.add(Request("", PROMPT, SAMPLING))
-    return drain(engine)
+    return ask(engine, [request])[""]
 
 
-@pytest.fixture(scope="module")
-def runner(make_runner):
-    return make_runner(slots=1)
-
-
-@pytest.fixture(scope="module")
-def expected(runner, make_runner):
-    """What engines made with the weights of seeds 0 and 1 say; the former before any update."""
-    return [say(runner), say(make_runner(slots=1, seed=1))]
-
-
-def test_there_and_back_without_a_new_program(runner, make_params, expected):
-    programs = dict(runner._programs)
-    assert len(set(expected[0])) > 3
-    assert expected[0] != expected[1]
-    for seed in (1, 0):
-        assert say(runner, make_params(seed)) == expected[seed]
+def test_there_and_back_without_a_new_program(runner, make_params, oracles, always_drafting):
+    programs, answers = dict(runner._programs), []
+    greedy = replace(REQUEST, sampling=replace(SAMPLING, temperature=0.0))
+    for seed in (OTHER_SEED, TINY_SEED):
+        answers.append(say(runner, make_params(seed), greedy))
+        oracles[seed].check(greedy, answers[-1])
+        assert answers[-1].accepted > 0
+    assert answers[0].tokens != answers[1].tokens
     assert runner._programs == programs
 
 
-def test_other_dtypes_numpy_and_other_devices(runner, make_params, expected):
-    host = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), make_params(1))
-    assert say(runner, host) == expected[1]
-    away = jax.device_put(make_params(0), jax.devices()[5])
-    assert say(runner, away) == expected[0]
-    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), make_params(0))
+def test_the_model_alone_keeps_the_mtp_block(runner, make_params, oracles):
+    """Which drafts for a model that is not its own then; what comes out is right all the same."""
+    block = jax.tree.leaves(runner._params["mtp"])
+    oracles[OTHER_SEED].check(REQUEST, say(runner, make_params(OTHER_SEED)["model"]))
+    assert all(a is b for a, b in zip(block, jax.tree.leaves(runner._params["mtp"]), strict=True))
+    other = make_params(OTHER_SEED)["mtp"]
+    runner.update_params({"mtp": other})
+    np.testing.assert_array_equal(runner._params["mtp"]["eh_proj"], other["eh_proj"])
+
+
+def test_a_runner_that_does_not_draft_takes_both_trees(plain, make_params, oracles):
+    try:
+        oracles[OTHER_SEED].check(REQUEST, say(plain, make_params(OTHER_SEED)))
+        assert plain._params.keys() == {"model"}
+    finally:
+        plain.update_params(make_params(TINY_SEED))
+
+
+def test_other_dtypes_numpy_and_other_devices(runner, make_params, oracles):
+    host = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), make_params(OTHER_SEED))
+    oracles[OTHER_SEED].check(REQUEST, say(runner, host))
+    away = jax.device_put(make_params(TINY_SEED), jax.devices()[5])
+    oracles[TINY_SEED].check(REQUEST, say(runner, away))
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), make_params(TINY_SEED))
     say(runner, half)
     for leaf, given in zip(jax.tree.leaves(runner._params), jax.tree.leaves(half), strict=True):
         assert leaf.dtype == jnp.float32
         np.testing.assert_array_equal(leaf, given.astype(jnp.float32))
 
 
-def test_the_given_arrays_may_be_changed_or_donated_afterwards(runner, make_params, expected):
-    params = make_params(1)
+def test_the_given_arrays_may_be_changed_or_donated_afterwards(runner, make_params, oracles):
+    params = make_params(OTHER_SEED)
     host = jax.tree.map(np.array, params)
     for given, spoil in ((params, lambda leaf: leaf.delete()), (host, lambda leaf: leaf.fill(0))):
         runner.update_params(given)
         jax.tree.map(spoil, given)
-        assert say(runner) == expected[1]
+        oracles[OTHER_SEED].check(REQUEST, say(runner))
 
 
-def test_a_step_in_flight_keeps_the_old_weights(runner, make_params, expected):
-    runner.update_params(make_params(0))
-    engine = Engine(runner)
-    engine.add(Request("", PROMPT, SAMPLING))
+def test_a_step_in_flight_keeps_the_old_weights_and_says_so(runner, make_params, oracles):
+    engine, answer = Engine(runner), Answer()
+    engine.add(REQUEST)
     for _ in range(3):  # chunks of 8, 8 and 3 tokens: the last one samples
         assert engine.step() == []
-    engine.update_params(make_params(1))
-    tokens = drain(engine)
-    assert len(tokens) == SAMPLING.max_new_tokens
-    assert tokens[0] == expected[0][0]
-    assert tokens != expected[0]
+    engine.update_params(make_params(OTHER_SEED), "new")
+    assert engine.weight_version == "new"
+    while engine.has_work():
+        for output in engine.step():
+            answer.add(output)
+    assert answer.versions == ["default"] + ["new"] * (SAMPLING.max_new_tokens - 1)
+    old = oracles[TINY_SEED]
+    first = replace(REQUEST, sampling=replace(SAMPLING, max_new_tokens=1))
+    old.check(first, replace(answer, tokens=answer.tokens[:1], logprobs=answer.logprobs[:1]))
+    with pytest.raises(AssertionError):
+        old.check(REQUEST, answer)
+
+
+def test_versions_are_counted_and_the_cache_is_flushed(runner, make_params, oracles):
+    engine = Engine(runner)
+    for seed, version in ((None, "default"), (OTHER_SEED, "1"), (TINY_SEED, "2")):
+        if seed is not None:
+            engine.update_params(make_params(seed))
+        for cached in (False, True):
+            answer = ask(engine, [REQUEST])[""]
+            assert (answer.cached > 0) == cached
+            assert set(answer.versions) == {version}
+            oracles[seed or TINY_SEED].check(REQUEST, answer)
 
 
 def test_kv_heads_as_stored_or_repeated():
@@ -123,27 +162,28 @@ def change(params, *path, by):
 @pytest.mark.parametrize(
     ("path", "by", "message"),
     [
-        (("norm",), lambda a: a[1:], r"norm is \[63\], expected \[64\]"),
+        (("model", "norm"), lambda a: a[1:], r"model/norm is \[63\], expected \[64\]"),
         (
-            ("layers", 1, "self_attn", "qkv_proj"),
+            ("model", "layers", 1, "self_attn", "qkv_proj"),
             lambda a: jnp.zeros((4, 6, 16, 64)),
-            r"layers/1/self_attn/qkv_proj is \[4, 6, 16, 64\], expected \[8, 4, 16, 64\]",
+            r"model/layers/1/self_attn/qkv_proj is \[4, 6, 16, 64\], expected \[8, 4, 16, 64\]",
         ),
-        (("vectors", "q_norm"), lambda a: None, "vectors/q_norm is missing"),
-        (("extra",), lambda a: jnp.zeros(3), "extra is no parameter of it"),
-        (("norm",), lambda a: a.astype(int), "norm is int32, expected a float array"),
-        (("norm",), lambda a: 1.0, "norm is float, expected a float array"),
+        (("model", "vectors", "q_norm"), lambda a: None, "model/vectors/q_norm is missing"),
+        (("model", "extra"), lambda a: jnp.zeros(3), "model/extra is no parameter of it"),
+        (("model", "norm"), lambda a: a.astype(int), "model/norm is int32, expected a float array"),
+        (("model", "norm"), lambda a: 1.0, "model/norm is float, expected a float array"),
+        (("mtp", "enorm"), lambda a: None, "mtp/enorm is missing"),
+        (("mtp", "hnorm"), lambda a: a[1:], r"mtp/hnorm is \[63\], expected \[64\]"),
     ],
 )
 def test_another_tree_is_refused_and_the_old_weights_stay(
-    runner, make_params, expected, path, by, message
+    runner, make_params, oracles, path, by, message
 ):
-    runner.update_params(make_params(0))
     engine = Engine(runner)
     with pytest.raises(ConfigError, match=f"not those of the running model: {message}"):
-        engine.update_params(change(make_params(1), *path, by=by))
-    engine.add(Request("", PROMPT, SAMPLING))
-    assert drain(engine) == expected[0]
+        engine.update_params(change(make_params(OTHER_SEED), *path, by=by))
+    assert engine.weight_version == "default"
+    oracles[TINY_SEED].check(REQUEST, ask(engine, [REQUEST])[""])
 
 
 def test_fp8_weights_take_fp8_weights():

@@ -13,8 +13,9 @@ from glmjax.config import CacheConfig, MeshConfig, ModelConfig, SchedulerConfig
 from glmjax.errors import ConfigError
 from glmjax.scheduler.limits import describe, make_limits
 
-MODEL = default_config()  # 4 layers x 2 x 8 heads x 32 dims x 4 bytes = 8,192 bytes a token
-SMALL = SchedulerConfig(1)
+# 4 layers x 2 x 8 heads x 32 dims x 4 bytes = 8,192 bytes a token, and an MTP block of 2,048
+MODEL = default_config()
+PLAIN = SchedulerConfig(1, speculative_num_steps=0)
 
 
 def test_every_request_at_full_length_when_memory_allows():
@@ -22,15 +23,22 @@ def test_every_request_at_full_length_when_memory_allows():
     assert (limits.groups, limits.slots, limits.page_size) == (2, 3, 16)
     assert limits.pages == 3 * 256 + 1
     assert limits.max_seq_len == 4096
-    assert limits.decode_buckets[-1].rows == 3
-    assert max(bucket.tokens for bucket in limits.prefill_buckets) == 256
+    assert max(bucket.rows for bucket in limits.buckets) == 3
+    assert limits.chunk_tokens == 256
+    assert limits.num_drafts == 3
 
 
-@given(st.integers(3, 600), st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 16]))
-def test_pages_fill_the_memory_of_a_device_and_no_more(pages, tensor, page_size):
-    page_bytes = 8192 * page_size // tensor
+@given(
+    pages=st.integers(3, 600),
+    tensor=st.sampled_from([1, 2, 4, 8]),
+    page_size=st.sampled_from([1, 16]),
+    drafts=st.sampled_from([0, 1, 3]),
+)
+def test_pages_fill_the_memory_of_a_device_and_no_more(pages, tensor, page_size, drafts):
+    page_bytes = (8192 + 2048 * (drafts > 0)) * page_size // tensor
     cache = CacheConfig(page_size, memory_bytes=pages * page_bytes + page_bytes - 1)
-    limits = make_limits(MODEL, MeshConfig(1, tensor), cache, SchedulerConfig())
+    scheduler = SchedulerConfig(speculative_num_steps=drafts)
+    limits = make_limits(MODEL, MeshConfig(1, tensor), cache, scheduler)
     assert limits.pages == pages
     assert limits.max_seq_len == min(4096, (pages - 1) * page_size)
 
@@ -38,7 +46,7 @@ def test_pages_fill_the_memory_of_a_device_and_no_more(pages, tensor, page_size)
 def test_a_device_holds_one_kv_head_of_those_that_are_repeated():
     """8 KV heads over 16 devices take as much of each as over 8."""
     for model in (MODEL, MODEL.replicated(16)):
-        limits = make_limits(model, MeshConfig(1, 16), CacheConfig(16, memory_bytes=2**18), SMALL)
+        limits = make_limits(model, MeshConfig(1, 16), CacheConfig(16, memory_bytes=2**18), PLAIN)
         assert limits.pages == 2**18 // (8192 // 8 * 16)
         many = replace(limits, pages=2**16)
         assert "(1.00 GiB a device)" in describe(model, MeshConfig(1, 16), many)
@@ -65,12 +73,14 @@ def test_the_log_says_what_cut_the_context():
 
 def test_chunks_are_no_longer_than_a_sequence():
     limits = make_limits(MODEL, MeshConfig(), CacheConfig(16, num_pages=3), SchedulerConfig())
-    assert max(bucket.tokens for bucket in limits.prefill_buckets) == 32
+    assert limits.chunk_tokens == 32
 
 
 def test_too_little_memory_for_one_page_of_a_sequence():
     cache = CacheConfig(16, memory_bytes=2 * 8192 * 16 - 1)
     with pytest.raises(ConfigError, match="a KV page takes 131072 bytes a device, but the pool"):
+        make_limits(MODEL, MeshConfig(), cache, PLAIN)
+    with pytest.raises(ConfigError, match="a KV page takes 163840 bytes"):
         make_limits(MODEL, MeshConfig(), cache, SchedulerConfig())
 
 

@@ -17,14 +17,16 @@ from smg_grpc_proto import sglang_scheduler_pb2_grpc as pb_grpc
 
 from glmjax.config import SchedulerConfig
 from glmjax.engine import Engine
+from glmjax.plans import ChunkRow, Limits, StepPlan, StepResult
 from glmjax.runner.fake import FakeHandle, FakeRunner, next_token
-from glmjax.scheduler.buckets import decode_buckets, prefill_buckets
+from glmjax.scheduler.buckets import make_buckets
 from glmjax.server.frontend import Frontend
 from glmjax.server.served import ServedModel
 from glmjax.server.serving import running
-from glmjax.types import Limits, Row, StepPlan
+from glmjax.types import SamplingParams
 
 HOST = "127.0.0.1"
+DRAFTS = 3
 
 
 class PacedRunner(FakeRunner):
@@ -34,12 +36,14 @@ class PacedRunner(FakeRunner):
         step_s: seconds a step takes.
         script: what to answer every prompt with, again and again; None: noise.
         broken: whether the next step fails.
+        asked: how the sequences that came by wanted to be sampled.
     """
 
     def __init__(self, limits: Limits, step_s: float = 0.0, script: list[int] | None = None):
-        super().__init__(limits)
         self.step_s, self.script, self.broken = step_s, script, False
+        self.asked: list[SamplingParams] = []
         self._prompt_len: dict[int, int] = {}
+        super().__init__(limits)
 
     def launch(self, plan: StepPlan) -> FakeHandle:
         if self.broken:
@@ -47,16 +51,19 @@ class PacedRunner(FakeRunner):
         time.sleep(self.step_s)
         return super().launch(plan)
 
-    def _run(self, group: int, row: Row) -> int:
-        token = super()._run(group, row)
+    def _chunk(
+        self, g: int, c: int, row: ChunkRow, result: StepResult, plan: StepPlan, first: int
+    ) -> None:
+        self.asked.append(row.sampling)
+        self._prompt_len[row.slot] = row.start + len(row.token_ids)
+        super()._chunk(g, c, row, result, plan, first)
+
+    def _sample(self, g: int, slot: int, seen: np.ndarray, mask: np.ndarray | None) -> int:
         if self.script is None:
-            return token
-        end = int(self._lens[group, row.slot])
-        if row.token_ids is not None:
-            self._prompt_len[row.slot] = end
-        token = self.script[(end - self._prompt_len[row.slot]) % len(self.script)]
-        self._last[group, row.slot] = token
-        return token
+            return super()._sample(g, slot, seen, mask)
+        token = self.script[(len(seen) - self._prompt_len[slot]) % len(self.script)]
+        allowed = mask is None or mask[token // 32] >> np.uint32(token % 32) & np.uint32(1)
+        return token if allowed else super()._sample(g, slot, seen, mask)
 
 
 def make_limits(served: ServedModel, slots: int) -> Limits:
@@ -67,8 +74,9 @@ def make_limits(served: ServedModel, slots: int) -> Limits:
         pages=pages,
         page_size=16,
         max_seq_len=served.max_seq_len,
-        decode_buckets=decode_buckets(slots),
-        prefill_buckets=prefill_buckets(slots, 64),
+        num_drafts=DRAFTS,
+        vocab_size=served.config.vocab_size,
+        buckets=make_buckets(slots, 64, DRAFTS),
     )
 
 

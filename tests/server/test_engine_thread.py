@@ -3,40 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Coroutine
 
 import pytest
+from engine_threads import failure, idle, request, started, tokens_of
 from live import PacedRunner, make_engine, make_limits, oracle
 
 from glmjax.engine import Engine
 from glmjax.errors import EngineStoppedError, InvalidRequestError, QueueFullError
-from glmjax.server.engine_thread import EngineState, EngineThread, OutputStream
+from glmjax.plans import StepPlan
+from glmjax.runner.fake import FakeHandle
+from glmjax.server.engine_thread import EngineState, EngineThread
 from glmjax.server.served import ServedModel
-from glmjax.types import FinishReason, Request, SamplingParams
-
-
-def request(name: str, count: int = 10) -> Request:
-    return Request(name, (1, 2, 3), SamplingParams(max_new_tokens=count, ignore_eos=True))
-
-
-async def tokens_of(stream: OutputStream) -> list[int]:
-    return [token async for output in stream for token in output.token_ids]
-
-
-@contextlib.asynccontextmanager
-async def started(served: ServedModel, **options) -> AsyncIterator[EngineThread]:
-    thread = EngineThread(make_engine(served, **options)[0])
-    thread.start()
-    try:
-        yield thread
-    finally:
-        await asyncio.to_thread(thread.close)
-
-
-async def idle(thread: EngineThread) -> None:
-    while sum(thread.load()[:3]):
-        await asyncio.sleep(0.005)
+from glmjax.types import FinishReason, Request
 
 
 def test_outputs_of_many_at_once(served: ServedModel):
@@ -170,9 +148,57 @@ def test_before_the_start(served: ServedModel):
     asyncio.run(main())
 
 
-def test_a_failing_step_ends_every_request(served: ServedModel, caplog: pytest.LogCaptureFixture):
+class StumblingRunner(PacedRunner):
+    """A runner that fails as many steps as `stumbles` says, and then works again."""
+
+    stumbles = 0
+
+    def launch(self, plan: StepPlan) -> FakeHandle:
+        if self.stumbles:
+            self.stumbles -= 1
+            raise RuntimeError("the device has stumbled")
+        return super().launch(plan)
+
+
+def test_a_failing_step_ends_its_requests_only(served: ServedModel, caplog):
     async def main() -> None:
-        engine, runner = make_engine(served, step_s=0.002)
+        runner = StumblingRunner(make_limits(served, 2), 0.002)
+        thread = EngineThread(Engine(runner))
+        thread.start()
+        running = [await thread.submit(request(f"r{i}", 3000)) for i in range(2)]
+        await asyncio.gather(*map(anext, running))
+        waiting = await thread.submit(request("waiting", 5))
+        runner.stumbles = 1
+        for stream in running:
+            *_, last = [output async for output in stream]
+            assert last.finish_reason is FinishReason.ABORT
+            assert "RuntimeError: the device has stumbled" in (last.error or "")
+        assert await tokens_of(waiting) == oracle([1, 2, 3], 5)
+        assert thread.state is EngineState.RUNNING
+        assert thread.snapshot().counters.failed_requests == 2
+        await asyncio.to_thread(thread.close)
+
+    asyncio.run(main())
+    assert "the device has stumbled" in caplog.text
+
+
+class LostRunner(PacedRunner):
+    """A runner that cannot be brought back after a step that failed."""
+
+    def reset(self) -> None:
+        if self.launched:
+            raise RuntimeError("the device is gone")
+        super().reset()
+
+
+def lost_engine(served: ServedModel, step_s: float) -> tuple[Engine, LostRunner]:
+    runner = LostRunner(make_limits(served, 8), step_s)
+    return Engine(runner), runner
+
+
+def test_an_engine_that_cannot_go_on(served: ServedModel, caplog: pytest.LogCaptureFixture):
+    async def main() -> None:
+        engine, runner = lost_engine(served, 0.002)
         thread = EngineThread(engine)
         thread.start()
         streams = [await thread.submit(request(f"r{i}", 3000)) for i in range(3)]
@@ -182,21 +208,24 @@ def test_a_failing_step_ends_every_request(served: ServedModel, caplog: pytest.L
         for result in results:
             assert isinstance(result, EngineStoppedError)
             assert "RuntimeError: the device is on fire" in str(result)
+            assert "the device is gone" in str(result)
         assert thread.state is EngineState.FAILED
         with pytest.raises(EngineStoppedError, match="on fire"):
             await thread.submit(request("after"))
+        with pytest.raises(EngineStoppedError, match="on fire"):
+            await thread.call(Engine.load)
         assert await thread.drain(1)
         thread.close()
         assert thread.state is EngineState.FAILED
 
     asyncio.run(main())
     assert "Traceback" in caplog.text
-    assert "the device is on fire" in caplog.text
+    assert "the server must be restarted" in caplog.text
 
 
-def test_submissions_that_wait_when_a_step_fails(served: ServedModel):
+def test_what_waits_when_the_engine_fails(served: ServedModel):
     async def main() -> None:
-        engine, runner = make_engine(served, step_s=0.05)
+        engine, runner = lost_engine(served, 0.05)
         thread = EngineThread(engine)
         thread.start()
         stream = await thread.submit(request("first", 3000))
@@ -205,15 +234,11 @@ def test_submissions_that_wait_when_a_step_fails(served: ServedModel):
         results = await asyncio.gather(
             *(thread.submit(request(f"r{i}")) for i in range(3)), return_exceptions=True
         )
-        ends = [r if isinstance(r, Exception) else await failure(tokens_of(r)) for r in results]
+        ends = [r if isinstance(r, BaseException) else await failure(tokens_of(r)) for r in results]
         assert all(isinstance(end, EngineStoppedError) for end in ends)
         thread.close()
 
     asyncio.run(main())
-
-
-async def failure(work: Coroutine) -> BaseException:
-    return (await asyncio.gather(work, return_exceptions=True))[0]
 
 
 def test_one_call_a_step_reaches_the_loop(served: ServedModel):

@@ -10,17 +10,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf.struct_pb2 import Struct
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
-from live import HOST, Live, oracle
+from live import DRAFTS, HOST, Live, live, oracle
 from smg_grpc_proto import sglang_scheduler_pb2 as pb
 from smg_grpc_proto.generated import common_pb2
 
+from glmjax.runner.fake import token_logprob
 from glmjax.server.grpc_server import SERVICE
+from glmjax.server.served import ServedModel
 
 PROMPT = [5, 6, 7]
 
@@ -105,11 +108,93 @@ def test_stop_strings(server: Live, stream: bool):
 
 
 def test_zeros_mean_unset(server: Live):
-    zeros = ask(top_p=0.0, top_k=0, repetition_penalty=0.0, n=0)
+    zeros = ask(top_p=0.0, top_k=0, repetition_penalty=0.0, n=0, min_p=0.0, regex="")
     (response,) = generate(server, zeros)
     assert list(response.complete.output_ids) == oracle(PROMPT, 12)
     (response,) = generate(server, ask(top_p=1.0, top_k=-1, repetition_penalty=1.0, n=1))
     assert list(response.complete.output_ids) == oracle(PROMPT, 12)
+
+
+def expected_logprobs(ids: list[int]) -> list[float]:
+    """Of every token but the first."""
+    return [token_logprob(np.array(ids[:n]), ids[n]) for n in range(1, len(ids))]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_logprobs(server: Live, stream: bool):
+    fields = {"return_logprob": True, "logprob_start_len": 1, "top_logprobs_num": 2}
+    *chunks, last = generate(server, ask(stream=stream, fields=fields))
+    ids = list(last.complete.output_ids)
+    own = pytest.approx(expected_logprobs(PROMPT + ids), abs=1e-5)
+    prompt, output = last.complete.input_logprobs, last.complete.output_logprobs
+    assert list(prompt.token_ids) + list(output.token_ids) == PROMPT[1:] + ids
+    assert [p.value for p in prompt.token_logprobs] + list(output.token_logprobs) == own
+    tops = [*prompt.top_logprobs, *output.top_logprobs]
+    assert [list(top.token_ids) for top in tops] == [[0, 1]] * (len(ids) + 2)
+    first = [token_logprob(np.array(PROMPT[:1]), other) for other in (0, 1)]
+    assert list(tops[0].values) == pytest.approx(first, abs=1e-5)
+    pieces = [value for r in chunks for value in r.chunk.output_logprobs.token_logprobs]
+    assert pieces == (list(output.token_logprobs) if stream else [])
+    with_prompt = [r.chunk.HasField("input_logprobs") for r in chunks]
+    assert with_prompt == [n == 0 for n in range(len(chunks))]
+
+
+def test_logprobs_of_the_whole_prompt_and_of_none(server: Live):
+    (whole,) = generate(server, ask(fields={"return_logprob": True}, max_new_tokens=0))
+    assert list(whole.complete.output_ids) == []
+    first, *others = whole.complete.input_logprobs.token_logprobs
+    assert not first.HasField("value")
+    assert [o.value for o in others] == pytest.approx(expected_logprobs(PROMPT), abs=1e-5)
+    fields = {"return_logprob": True, "logprob_start_len": -1}
+    (none,) = generate(server, ask(fields=fields))
+    assert not none.complete.HasField("input_logprobs")
+    assert len(none.complete.output_logprobs.token_logprobs) == 12
+    assert list(none.complete.output_logprobs.top_logprobs) == []
+    (bare,) = generate(server, ask())
+    assert not bare.complete.HasField("output_logprobs")
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "logprob_start_len is 4"):
+        generate(server, ask(fields={"return_logprob": True, "logprob_start_len": 4}))
+
+
+def test_drafts_are_counted(server: Live):
+    server.wait_idle()
+    before = server.frontend.engine.snapshot().counters
+    (response,) = generate(server, ask(max_new_tokens=200))
+    server.wait_idle()
+    after = server.frontend.engine.snapshot().counters
+    drafted, accepted = response.complete.spec_draft_tokens, response.complete.spec_accepted_tokens
+    # what a step in flight drafted is counted there after its request has ended
+    assert 0 <= sum(after.drafted) - sum(before.drafted) - drafted <= DRAFTS
+    assert 0 < accepted <= drafted
+
+
+def test_flush_cache(server: Live):
+    prompt = list(range(100, 164))
+
+    def cached() -> int:
+        request = ask(max_new_tokens=1)
+        request.tokenized.input_ids[:] = prompt
+        return generate(server, request)[0].complete.cached_tokens
+
+    cached()
+    assert cached() > 0
+    with server.stub() as stub:
+        assert stub.FlushCache(common_pb2.FlushCacheRequest()).success
+    assert cached() == 0
+
+
+def test_a_step_that_fails(served: ServedModel):
+    with live(served, step_s=0.002) as server:
+        request = ask(stream=True, max_new_tokens=4000)
+        with (
+            server.stub() as stub,
+            refused(grpc.StatusCode.INTERNAL, "the device is on fire"),
+        ):
+            for _ in stub.Generate(request):
+                server.runner.broken = True
+        server.runner.broken = False
+        (response,) = generate(server, ask())
+        assert list(response.complete.output_ids) == oracle(PROMPT, 12)
 
 
 def test_no_sampling_params_is_greedy_to_the_models_end(server: Live):
@@ -129,15 +214,6 @@ def struct(**values: Any) -> Struct:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("frequency_penalty", 0.5),
-        ("presence_penalty", -0.5),
-        ("repetition_penalty", 1.2),
-        ("min_p", 0.1),
-        ("min_new_tokens", 3),
-        ("logit_bias", {"5": 1.0}),
-        ("json_schema", "{}"),
-        ("regex", "a"),
-        ("ebnf_grammar", "root ::= x"),
         ("structural_tag", "{}"),
         ("stream_interval", 8),
         ("custom_params", struct(a=1)),
@@ -151,8 +227,6 @@ def test_sampling_that_is_not_served(server: Live, name: str, value: Any):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("return_logprob", True),
-        ("top_logprobs_num", 2),
         ("token_ids_logprob", [1]),
         ("return_hidden_states", True),
         ("custom_logit_processor", "x"),
@@ -176,6 +250,10 @@ def test_requests_that_are_not_served(server: Live, name: str, value: Any):
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"max_new_tokens": 5000}, "ask for at most 4093"),
         ({"stop": [""]}, "empty string"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty is 2.5"),
+        ({"min_p": -0.5}, "min_p is -0.5"),
+        ({"min_new_tokens": 13}, "min_new_tokens 13 is above max_new_tokens 12"),
+        ({"logit_bias": {"512": 1.0}}, "0 to 511"),
         ({"n": 1000}, "n is 1000"),
     ],
 )
@@ -197,7 +275,6 @@ def test_bad_prompts(server: Live, ids: list[int], words: str):
 def test_other_calls_are_not_served(server: Live):
     calls = {
         "Embed": pb.EmbedRequest(),
-        "FlushCache": common_pb2.FlushCacheRequest(),
         "StartProfile": common_pb2.StartProfileRequest(),
         "SubscribeKvEvents": common_pb2.SubscribeKvEventsRequest(),
         "LoadLoRAAdapter": pb.LoadLoRAAdapterRequest(),
@@ -219,8 +296,10 @@ def test_information(server: Live):
         assert tuple(model.eos_token_ids) == served.eos_token_ids
         assert list(model.architectures) == ["Glm4MoeForCausalLM"]
         assert model.is_generation
+        assert model.weight_version == "default"
         info = stub.GetServerInfo(pb.GetServerInfoRequest())
         assert info.server_args["served_model_name"] == "tiny-glm"
+        assert not info.is_paused
         assert info.max_total_num_tokens == server.frontend.engine.load().max_total_tokens
         (load,) = stub.GetLoads(pb.GetLoadsRequest()).loads
         assert (load.num_running_reqs, load.max_running_requests) == (0, 8)

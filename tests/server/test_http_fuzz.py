@@ -22,11 +22,13 @@ JUNK = st.recursive(
     | st.sampled_from([10**30, -(10**30)])
     | st.floats()
     | st.text(max_size=4)
-    | st.sampled_from(["user", "assistant", "text", "hi", "\ud800"]),
+    | st.sampled_from(["user", "assistant", "text", "hi", "json_schema", "\ud800"]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["role", "content", "type", "text", "tool_calls", "function"]),
+            st.sampled_from(
+                ["role", "content", "type", "text", "tool_calls", "function", "json_schema", "5"]
+            ),
             inner,
             max_size=3,
         )
@@ -39,8 +41,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "/generate": {"text": "hi", "sampling_params": {"max_new_tokens": 2}},
 }
 FIELDS = {
-    "/v1/chat/completions": [*ChatRequest.model_fields, "tools", "logit_bias"],
-    "/v1/completions": [*CompletionRequest.model_fields, "echo", "logprobs"],
+    "/v1/chat/completions": [*ChatRequest.model_fields, "tools", "structural_tag"],
+    "/v1/completions": [*CompletionRequest.model_fields, "best_of"],
     "/generate": [*GenerateRequest.model_fields, *NativeSampling.model_fields],
 }
 
@@ -52,7 +54,7 @@ def client(server: Live) -> Iterator[httpx.Client]:
 
 
 @pytest.mark.parametrize("path", GOOD)
-@settings(max_examples=80)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_junk(client: httpx.Client, path: str, data: st.DataObject):
     changes = data.draw(st.dictionaries(st.sampled_from(FIELDS[path]), JUNK, max_size=3))
@@ -62,6 +64,7 @@ def test_junk(client: httpx.Client, path: str, data: st.DataObject):
         body["sampling_params"] = {"max_new_tokens": 2} | {n: body.pop(n) for n in nested}
     headers = {"content-type": "application/json"}
     response = client.post(path, content=json.dumps(body), headers=headers)
-    assert response.status_code in (200, 400, 404), response.text
+    late = {504} if "timeout" in changes else set()
+    assert response.status_code in {200, 400, 404} | late, response.text
     if response.status_code != 200:
         assert response.json()["error"]["message"]

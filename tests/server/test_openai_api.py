@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 import pytest
-from live import Live, live, oracle
+from live import DRAFTS, Live, live, oracle
 
 from glmjax.server.served import ServedModel
 
@@ -126,8 +126,30 @@ def test_usage_at_the_end_of_a_stream(server: Live):
         assert last.choices == []
         usage = last.usage
         assert (usage.prompt_tokens, usage.completion_tokens) == (len(chat_ids(server)), 48)
-        assert last.usage == chat(server, client, n=2).usage
+        whole = chat(server, client, n=2).usage
+        assert usage.total_tokens == whole.total_tokens
+        assert whole.prompt_tokens_details.cached_tokens == usage.prompt_tokens // 16 * 16
         assert all(chunk.usage is None for chunk in chat(server, client, stream=True))
+
+
+def test_drafts_in_the_usage(server: Live):
+    counters = server.frontend.engine.snapshot
+    server.wait_idle()
+    before = counters().counters
+    with server.openai as client:
+        usage = complete(server, client, max_tokens=100, n=2).usage
+    server.wait_idle()
+    after = counters().counters
+    details = usage.completion_tokens_details
+    accepted, rejected = details.accepted_prediction_tokens, details.rejected_prediction_tokens
+    # what a step in flight drafted is counted there after its request has ended
+    late = sum(after.drafted) - sum(before.drafted) - accepted - rejected
+    assert 0 <= late <= 2 * DRAFTS
+    assert 0 <= sum(after.accepted) - sum(before.accepted) - accepted <= late
+    assert accepted > 0
+    drafts = usage.model_extra["speculative_decoding"]
+    assert round((drafts["mean_accepted_length"] - 1) * drafts["verifications"]) == accepted
+    assert len(drafts["acceptance"]) == DRAFTS
 
 
 def test_prompts_of_every_form(server: Live):

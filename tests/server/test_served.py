@@ -53,6 +53,11 @@ def test_explicit_sampling_wins_over_defaults(folder: Path):
     }
 
 
+def test_other_defaults_of_a_generation_config(folder: Path):
+    sampling = generation_config(folder, min_p=0.1, repetition_penalty=1.05).sampling()
+    assert (sampling.min_p, sampling.repetition_penalty) == (0.1, 1.05)
+
+
 def test_do_sample_false_means_greedy_and_a_temperature_asked_for_still_wins(folder: Path):
     served = generation_config(folder, do_sample=False, temperature=0.6)
     assert served.sampling().temperature == 0.0

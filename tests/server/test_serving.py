@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -184,13 +186,18 @@ def test_draining(served: ServedModel):
         assert drained.result()
 
 
-def test_an_engine_that_fails(served: ServedModel):
-    with (
-        live(served, step_s=STEP_S) as server,
-        server.http as client,
-        server.stub() as stub,
-        ThreadPoolExecutor() as pool,
-    ):
+@dataclass
+class Ends:
+    """How three requests that ran ended, each told in its own way."""
+
+    stream: str
+    whole: httpx.Response
+    call: grpc.Call
+
+
+def fail_while_busy(server: Live, client: httpx.Client, stub) -> Ends:
+    """Break the runner while requests run."""
+    with ThreadPoolExecutor() as pool:
         whole = pool.submit(client.post, "/generate", json=endless("whole"))
         call = stub.Generate(grpc_request("call"))
         next(call)
@@ -199,17 +206,46 @@ def test_an_engine_that_fails(served: ServedModel):
             next(lines)
             wait_until(lambda: load(server)[0] == 3)
             server.runner.broken = True
-            rest = list(lines)
-        assert '"code":"unavailable"' in rest[-2]
-        assert "the device is on fire" in rest[-2]
-        assert whole.result().status_code == 503
+            *_, last, done = filter(None, lines)
+        assert done == "data: [DONE]"
         with pytest.raises(grpc.RpcError) as caught:
             list(call)
         assert isinstance(caught.value, grpc.Call)
-        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert "the device is on fire" in (caught.value.details() or "")
+        return Ends(last, whole.result(), caught.value)
+
+
+def test_a_step_that_fails(served: ServedModel):
+    with live(served, step_s=STEP_S) as server, server.http as client, server.stub() as stub:
+        ends = fail_while_busy(server, client, stub)
+        assert '"code":"engine_error"' in ends.stream
+        assert "the device is on fire" in ends.stream
+        assert ends.whole.status_code == 500
+        assert "the device is on fire" in ends.whole.json()["error"]["message"]
+        assert ends.call.code() is grpc.StatusCode.INTERNAL
+        assert client.get("/health").json() == {"status": "running"}
+        server.runner.broken = False
+        short = ENDLESS | {"max_new_tokens": 4}
+        answer = client.post("/generate", json=endless("next", sampling_params=short)).json()
+        assert answer["output_ids"] == oracle([1, 2, 3], 4)
+        server.wait_idle()
+
+
+def test_an_engine_that_cannot_go_on(served: ServedModel, monkeypatch: pytest.MonkeyPatch):
+    def lost() -> None:
+        raise RuntimeError("the device is gone")
+
+    with live(served, step_s=STEP_S) as server, server.http as client, server.stub() as stub:
+        monkeypatch.setattr(server.runner, "reset", lost)
+        ends = fail_while_busy(server, client, stub)
+        assert '"code":"unavailable"' in ends.stream
+        assert "the device is on fire" in ends.stream
+        assert "the device is gone" in ends.stream
+        assert ends.whole.status_code == 503
+        assert ends.call.code() is grpc.StatusCode.UNAVAILABLE
+        assert "the device is gone" in (ends.call.details() or "")
         assert client.get("/health").json() == {"status": "failed"}
         assert client.get("/health_generate").status_code == 503
+        assert client.get("/metrics").status_code == 200
         assert client.get("/v1/models").status_code == 200
         assert not stub.HealthCheck(pb.HealthCheckRequest()).healthy
 
@@ -275,9 +311,11 @@ def test_sigterm_drains(served: ServedModel, caplog: pytest.LogCaptureFixture):
             lines = response.iter_lines()
             next(lines)
             os.kill(os.getpid(), signal.SIGTERM)
-            return sum(line.startswith("data: {") for line in lines)
+            *_, last, done = filter(None, lines)
+            assert done == "data: [DONE]"
+            return json.loads(last.removeprefix("data: "))["meta_info"]["completion_tokens"]
 
-    assert serve_and(served, client) == 99
+    assert serve_and(served, client) == 100
     for words in ("ready: tiny-glm at http://", "draining: 1 requests", "stopped"):
         assert words in caplog.text
 
@@ -290,6 +328,6 @@ def test_a_second_signal_ends_at_once(served: ServedModel):
             os.kill(os.getpid(), signal.SIGINT)
             wait_until(lambda: httpx.get(f"{url}/health").status_code == 503)
             os.kill(os.getpid(), signal.SIGTERM)
-            return list(lines)[-2]
+            return [line for line in lines if line][-2]
 
     assert "the server has stopped" in serve_and(served, client)

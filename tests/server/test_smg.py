@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import openai
 import pytest
 from live import live, oracle
 from smg_grpc_proto.generated import common_pb2
 
 from gateway import gateway
+from glmjax.runner.fake import token_logprob
 from glmjax.server.served import ServedModel
 
-HI = [{"role": "user", "content": "hi"}]
+HI: list[Any] = [{"role": "user", "content": "hi"}]
 
 
 @pytest.mark.parametrize("remote", [False, True], ids=["same machine", "another machine"])
@@ -36,10 +40,9 @@ def check(client: openai.OpenAI, served: ServedModel) -> None:
     ids = oracle(served.chat_prompt(HI), 10)
     text = served.tokenizer.decode(ids)
 
-    def chat(**options):
-        return client.chat.completions.create(
-            model="tiny-glm", messages=HI, temperature=0, max_tokens=10, **options
-        )
+    def chat(**options: Any) -> Any:
+        options = {"max_tokens": 10, "temperature": 0} | options
+        return client.chat.completions.create(model="tiny-glm", messages=HI, **options)
 
     answer = chat()
     assert answer.choices[0].message.content == text
@@ -52,5 +55,17 @@ def check(client: openai.OpenAI, served: ServedModel) -> None:
         text[: text.index(text[3:5])],
         "stop",
     )
-    with pytest.raises(openai.BadRequestError, match="frequency_penalty: not served yet"):
-        chat(frequency_penalty=0.5)
+    assert chat(frequency_penalty=0.5, presence_penalty=0.5).choices[0].message.content
+    content = chat(logprobs=True, top_logprobs=2).choices[0].logprobs.content
+    seen = [served.chat_prompt(HI) + ids[:n] for n in range(10)]
+    own = [token_logprob(np.array(s), i) for s, i in zip(seen, ids, strict=True)]
+    assert [c.logprob for c in content] == pytest.approx(own, abs=1e-4)
+    assert [len(c.top_logprobs) for c in content] == [2] * 10
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}}
+    schema |= {"required": ["a"], "additionalProperties": False}
+    asked: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    body = {"chat_template_kwargs": {"enable_thinking": False}}
+    whole = chat(response_format=asked, max_tokens=300, extra_body=body)
+    assert json.loads(whole.choices[0].message.content)["a"] in (True, False)
+    with pytest.raises(openai.BadRequestError, match="regex must be"):
+        chat(extra_body={"regex": "("})

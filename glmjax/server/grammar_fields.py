@@ -1,0 +1,86 @@
+"""Which grammar a request asks for, under the names of SGLang's, vLLM's and OpenAI's fields."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from glmjax.errors import InvalidRequestError
+from glmjax.text.grammar import GrammarSpec
+
+KINDS: dict[str, Literal["json_schema", "regex", "lark", "choice"]] = {
+    "json_schema": "json_schema",
+    "regex": "regex",
+    "ebnf": "lark",
+    "choice": "choice",
+    "guided_json": "json_schema",
+    "guided_regex": "regex",
+    "guided_grammar": "lark",
+    "guided_choice": "choice",
+}
+FORMATS = ("text", "json_object", "json_schema")
+
+
+class GrammarFields(BaseModel):
+    """SGLang's fields, `choice`, and vLLM's: at most one may be given."""
+
+    json_schema: dict[str, Any] | str | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    choice: list[str] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_grammar: str | None = None
+    guided_choice: list[str] | None = None
+
+    def grammars(self) -> list[GrammarSpec]:
+        """Every grammar that is asked for."""
+        given = {name: getattr(self, name) for name in KINDS}
+        return [grammar(name, value) for name, value in given.items() if value is not None]
+
+    def grammar(self) -> GrammarSpec | None:
+        """The one grammar. Raises InvalidRequestError where there are several."""
+        found = self.grammars()
+        if len(found) > 1:
+            names = " and ".join(str(spec.param) for spec in found)
+            raise InvalidRequestError(
+                f"{names} are all given, but an answer follows one grammar; leave out all but one",
+                found[1].param,
+            )
+        return found[0] if found else None
+
+
+def grammar(field: str, value: Any) -> GrammarSpec:
+    """What a field of `KINDS` asks for."""
+    return GrammarSpec(KINDS[field], tuple(value) if isinstance(value, list) else value, field)
+
+
+def response_format(asked: dict[str, Any] | None) -> list[GrammarSpec]:
+    """What OpenAI's field asks for; nothing where it asks for text.
+
+    Raises:
+        InvalidRequestError: it is of a type that is not served, or has no schema.
+    """
+    kind = "text" if asked is None else asked.get("type")
+    if kind not in FORMATS:
+        raise InvalidRequestError(
+            f"response_format.type is {kind!r}, but must be one of {', '.join(FORMATS)}",
+            "response_format",
+        )
+    if asked is None or kind == "text":
+        return []
+    if kind == "json_object":
+        return [GrammarSpec("json_object", None, "response_format")]
+    return [GrammarSpec("json_schema", _schema(asked.get("json_schema")), "response_format")]
+
+
+def _schema(named: Any) -> dict[str, Any]:
+    schema = named.get("schema") if isinstance(named, dict) else None
+    if not isinstance(schema, dict):
+        raise InvalidRequestError(
+            'response_format must be {"type": "json_schema", "json_schema": {"name": ..., '
+            '"schema": {...}}}, but has no schema there',
+            "response_format",
+        )
+    return schema

@@ -1,0 +1,237 @@
+"""Grammars for what a model writes: JSON schemas, regular expressions, Lark, choices. No jax."""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from glmjax.errors import InvalidRequestError
+from glmjax.text.tokenizer import Tokenizer
+
+MAX_GRAMMAR_CHARS = 2**17
+
+# Between the parts of JSON: a blank, or a line break and an indentation. llguidance's default has
+# no bound, so that a model could go on with blanks for ever.
+_WHITESPACE = r" |\n[ \t]{0,40}"
+
+# Forcing takes the tokenizer's own way to write a text that is the only one possible, and so the
+# token <think> where a grammar has the letters "<think>".
+_ROOT = {"lark_grammar": '%llguidance {"no_forcing": true}\nstart: @given'}
+
+# The compiler recurses from rule to rule, and an overflow would end the process. This is enough for
+# any grammar of MAX_GRAMMAR_CHARS; only pages that are touched become memory.
+_STACK_BYTES = 2**29
+_STACK_SIZE_LOCK = threading.Lock()  # the size that new threads get is a setting of the process
+
+_CAUSE_LINES, _CAUSE_COLUMNS = 12, 100  # llguidance quotes whole grammars
+
+
+class GrammarSpec(NamedTuple):
+    """A grammar as a request gives it.
+
+    Attributes:
+        kind: the language it is written in.
+        value: of a "json_schema" a dict, or its JSON; of a "json_object" None; of a "regex" and a
+            "lark" the text; of a "choice" the strings.
+        param: the field of the request that it came from, for errors.
+    """
+
+    kind: Literal["json_schema", "json_object", "regex", "lark", "choice"]
+    value: Any = None
+    param: str | None = None
+
+
+class Grammars:
+    """Compiles grammars for one tokenizer. Safe to use from many threads.
+
+    Args:
+        tokenizer: the model's.
+        vocab_size: token ids are below it, those of padding too.
+        eos_token_ids: the model's end tokens: all of them may come where a grammar may end.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: tuple[int, ...]):
+        ends = [i for i in eos_token_ids if i < tokenizer.size]
+        self._tokenizer = LLTokenizer(tokenizer._backend.to_str(), eos_token=ends or None)
+        self._has_ends = bool(ends)
+        self._any = _ones(vocab_size)
+
+    def constraint(self, spec: GrammarSpec, after: int | None = None) -> GrammarConstraint:
+        """A new constraint, for one request.
+
+        Args:
+            spec: the grammar. JSON has at most one blank, or a line break and 40 more, between its
+                parts. Special tokens come only where a Lark grammar names them, as <tool_call>.
+            after: the grammar holds behind the first token with this id; before, all may come.
+
+        Raises:
+            InvalidRequestError: it cannot be compiled, or nothing matches it.
+        """
+        if not self._has_ends:
+            raise InvalidRequestError(
+                "the model's config.json names no end token that its tokenizer has, so that output "
+                "with a grammar would never end; ask without one",
+                spec.param,
+            )
+        write, expected = _LANGUAGES[spec.kind]
+        try:
+            matcher = _compile(self._tokenizer, write(spec.value))
+        except (TypeError, ValueError, RecursionError) as error:
+            message = f"{spec.param or spec.kind} must be {expected}: {_shortened(str(error))}"
+            raise InvalidRequestError(message, spec.param) from None
+        return GrammarConstraint(matcher, self._any, after, spec.param)
+
+
+class GrammarConstraint:
+    """Where one request is in its grammar: a `glmjax.types.Constraint`."""
+
+    def __init__(
+        self, matcher: LLMatcher, any_token: np.ndarray, after: int | None, param: str | None
+    ):
+        self._matcher = matcher
+        self._any = any_token  # uint32 [words], the mask that allows all
+        self._after = after  # None once the grammar holds
+        self._param = param
+
+    def masks(self, drafts: Sequence[int]) -> np.ndarray:
+        """What may come next, and after each draft, as `Constraint` has it.
+
+        A draft has no row either if nothing could follow it. After an end token only end tokens
+        may come.
+        """
+        rows = [self._mask()]
+        if not rows[0].any():
+            cause = _shortened(_error(self._matcher))
+            raise InvalidRequestError(f"the grammar has no way on here: {cause}", self._param)
+        ahead = self._copy() if drafts else self
+        for draft in drafts:
+            if not (_allows(rows[-1], draft) and ahead._take(draft)):
+                break
+            row = ahead._mask()
+            if not row.any():
+                break
+            rows.append(row)
+        return np.stack(rows)
+
+    def advance(self, tokens: Iterable[int]) -> None:
+        """Take in tokens that were generated, as `Constraint` has it."""
+        for token in tokens:
+            if not self._take(token):
+                message = f"the grammar does not allow token {token} here"
+                raise InvalidRequestError(message, self._param)
+
+    def _copy(self) -> GrammarConstraint:
+        # Not llguidance's rollback: it does not count end tokens, and cannot leave a dead end.
+        other = copy.copy(self)
+        other._matcher = self._matcher.deep_copy()
+        return other
+
+    def _mask(self) -> np.ndarray:
+        """uint32 [words]; empty in a dead end."""
+        if self._after is not None:
+            return self._any
+        found = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
+        row = np.zeros_like(self._any)
+        if not self._matcher.is_error():
+            row[: len(found)] = found[: len(row)]  # the tokenizer's size, and up to a word more
+        return row
+
+    def _take(self, token: int) -> bool:
+        """Go on by one token; False if it is not allowed."""
+        if self._after is not None:
+            self._after = None if token == self._after else self._after
+            return True
+        return self._matcher.consume_token(token)
+
+
+def _ones(count: int) -> np.ndarray:
+    """Bits, uint32 [words], of which `count` are set."""
+    bits = np.arange(-(-count // 32) * 32) < count
+    return np.packbits(bits, bitorder="little").view(np.uint32)
+
+
+def _allows(mask: np.ndarray, token: int) -> bool:
+    return bool(mask[token // 32] >> np.uint32(token % 32) & np.uint32(1))
+
+
+def _error(matcher: LLMatcher) -> str:
+    error = matcher.get_error().removesuffix("<non-verbose/>")
+    return "nothing can match" if error.startswith("NoExtension") else error
+
+
+def _shortened(cause: str) -> str:
+    lines = cause.strip().splitlines()[:_CAUSE_LINES]
+    return "\n".join(line[:_CAUSE_COLUMNS].rstrip() for line in lines)
+
+
+def _compile(tokenizer: LLTokenizer, given: dict[str, Any]) -> LLMatcher:
+    """Raises ValueError: it is too long or wrong, or nothing matches it."""
+    grammar = json.dumps({"grammars": [_ROOT, given | {"name": "given"}]})
+    if len(grammar) > MAX_GRAMMAR_CHARS:
+        raise ValueError(
+            f"it has {len(grammar)} characters, and may have {MAX_GRAMMAR_CHARS} at most"
+        )
+
+    def compiled() -> LLMatcher:
+        limits = LLParserLimits(verbose_errors=False)
+        matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
+        matcher.compute_bitmask()  # finds grammars that nothing matches
+        return matcher
+
+    matcher = _on_deep_stack(compiled)
+    if matcher.is_error():
+        raise ValueError(_error(matcher))
+    return matcher
+
+
+def _on_deep_stack(function: Callable[[], LLMatcher]) -> LLMatcher:
+    with ThreadPoolExecutor(1) as pool:
+        with _STACK_SIZE_LOCK:
+            before = threading.stack_size(_STACK_BYTES)
+            try:
+                future = pool.submit(function)  # starts the thread
+            finally:
+                threading.stack_size(before)
+        return future.result()
+
+
+def _json_schema(schema: Any) -> dict[str, Any]:
+    text = schema if isinstance(schema, str) else json.dumps(schema)
+    grammar = LLMatcher.grammar_from_json_schema(
+        text, overrides={"whitespace_flexible": True, "whitespace_pattern": _WHITESPACE}
+    )
+    return json.loads(grammar)["grammars"][0]
+
+
+def _regex(pattern: str) -> dict[str, Any]:
+    return json.loads(LLMatcher.grammar_from_regex(pattern))["grammars"][0]
+
+
+def _lark(text: str) -> dict[str, Any]:
+    return {"lark_grammar": text}
+
+
+def _choice(options: Sequence[str]) -> dict[str, Any]:
+    if wrong := [option for option, count in Counter(options).items() if not option or count > 1]:
+        raise ValueError(f"{wrong[0]!r} is empty or there twice")
+    if not options:
+        raise ValueError("there is none")
+    return _lark("start: " + " | ".join(map(json.dumps, options)))
+
+
+# Kind -> how to write it in llguidance's format, and what errors say was expected.
+_LANGUAGES: dict[str, tuple[Callable[[Any], dict[str, Any]], str]] = {
+    "json_schema": (_json_schema, "a JSON schema of supported keywords"),
+    "json_object": (lambda _: _json_schema({"type": "object"}), "a JSON object"),
+    "regex": (_regex, "a regular expression without look-around and back-references"),
+    "lark": (_lark, "a Lark grammar with a rule start"),
+    "choice": (_choice, "a list of different strings"),
+}

@@ -1,0 +1,129 @@
+"""Forgetting the cache, pausing and going on, over real servers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from live import Live, live, oracle
+
+from glmjax.server.served import ServedModel
+
+PROMPT = list(range(1, 50))
+
+
+@pytest.fixture
+def client(server: Live) -> Iterator[httpx.Client]:
+    with server.http as http:
+        yield http
+        assert http.post("/continue_generation").status_code == 200
+        server.wait_idle()
+
+
+def body(count: int = 10, **fields: Any) -> dict[str, Any]:
+    sampling = {"temperature": 0, "ignore_eos": True, "max_new_tokens": count}
+    return {"input_ids": PROMPT, "sampling_params": sampling, **fields}
+
+
+def cached_tokens(client: httpx.Client) -> int:
+    return client.post("/generate", json=body()).json()["meta_info"]["cached_tokens"]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_flushing_the_cache(server: Live, client: httpx.Client, method: str):
+    cached_tokens(client)
+    assert cached_tokens(client) == 48
+    done = client.request(method, "/flush_cache")
+    assert done.json() == {"success": True, "message": "the prefix cache is empty"}
+    state = client.get("/get_server_info").json()["internal_states"][0]
+    assert state["num_cached_tokens"] == 0
+    assert cached_tokens(client) == 0
+    assert cached_tokens(client) == 48, "and it fills again"
+
+
+def test_a_request_of_a_paused_server_waits(server: Live, client: httpx.Client):
+    assert client.post("/pause_generation").json()["success"]
+    assert client.get("/get_server_info").json()["paused"]
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(client.post, "/generate", json=body())
+        time.sleep(0.2)
+        assert not answer.done()
+        assert server.frontend.engine.load()[:2] == (0, 1)
+        assert client.get("/health").status_code == 200
+        assert client.post("/continue_generation").json()["success"]
+        assert answer.result().json()["output_ids"] == oracle(PROMPT, 10)
+    assert not client.get("/get_server_info").json()["paused"]
+
+
+def test_a_running_request_stands_still_and_goes_on(served: ServedModel):
+    with live(served, step_s=0.002) as server, server.http as client:
+        with client.stream("POST", "/generate", json=body(400, stream=True)) as response:
+            lines = (line for line in response.iter_lines() if line)
+            next(lines)
+            assert client.post("/pause_generation", json={"mode": "in_place"}).json()["success"]
+            time.sleep(0.05)  # what was launched before is still read
+            counts = [counters(server) for _ in range(2) if time.sleep(0.1) is None]
+            assert counts[0] == counts[1]
+            assert counts[0].generated_tokens < 400
+            client.post("/continue_generation")
+            *_, last, done = lines
+        assert done == "data: [DONE]"
+        assert '"completion_tokens":400' in last
+        server.wait_idle()
+
+
+def counters(server: Live):
+    return server.frontend.engine.snapshot().counters
+
+
+def test_an_abort_reaches_a_request_of_a_paused_server(client: httpx.Client):
+    client.post("/pause_generation")
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(client.post, "/generate", json=body(rid="paused"))
+        while not client.post("/abort_request", json={"rid": "paused"}).json()["aborted"]:
+            time.sleep(0.01)
+        finish = answer.result().json()["meta_info"]["finish_reason"]
+    assert finish["type"] == "abort"
+
+
+def test_pausing_and_going_on_twice(client: httpx.Client):
+    for path in ("pause_generation", "pause_generation", "continue_generation"):
+        assert client.post(f"/{path}").json()["success"]
+    assert client.post("/generate", json=body()).json()["output_ids"] == oracle(PROMPT, 10)
+
+
+@pytest.mark.parametrize("mode", ["abort", "retract", ""])
+def test_other_ways_to_pause_are_refused(client: httpx.Client, mode: str):
+    refusal = client.post("/pause_generation", json={"mode": mode})
+    assert refusal.status_code == 400
+    error = refusal.json()["error"]
+    assert error["param"] == "mode"
+    assert f"mode is {mode!r}, but only 'in_place' is served" in error["message"]
+    assert not client.get("/get_server_info").json()["paused"]
+
+
+def test_while_the_server_shuts_down(served: ServedModel):
+    with live(served) as server, server.http as client:
+        assert server.drain()
+        assert client.post("/flush_cache").status_code == 200
+        server.frontend.engine.close()
+        for path in ("flush_cache", "pause_generation", "continue_generation"):
+            refusal = client.post(f"/{path}")
+            assert refusal.status_code == 503
+            assert "stopped" in refusal.json()["error"]["message"]
+
+
+def test_what_the_server_tells_of_itself(server: Live, client: httpx.Client):
+    client.post("/flush_cache")
+    cached_tokens(client)
+    info = client.get("/get_server_info").json()
+    assert info["weight_version"] == "default"
+    assert info["paused"] is False
+    state = info["internal_states"][0]
+    assert state["num_cached_tokens"] >= 48
+    assert 0 < state["cache_hit_rate"] < 1
+    assert 1 <= state["avg_spec_accept_length"] <= server.frontend.engine.limits.num_drafts + 1
