@@ -19,7 +19,7 @@ serve: .venv/.installed  ## serve: HTTP on 127.0.0.1:30000, gRPC on 30001
 	@$(BIN)/python serve.py $(ARGS)
 
 test: .venv/.installed  ## the default test suite; needs no torch and no GPU
-	@$(PYTEST) $(ARGS)
+	@$(PYTEST) -n 2 --dist loadgroup $(ARGS)
 
 parity: .venv/.parity  ## compare with transformers live; installs torch
 	@$(PYTEST) -m parity $(ARGS)

@@ -128,8 +128,8 @@ class RandomTraffic:
         if request.id in self.alive:
             with pytest.raises(InvalidRequestError, match="in use"):
                 self.engine.add(request)
-        elif len(self.scheduler._waiting) == QUEUE:
-            with pytest.raises(QueueFullError, match=f"{QUEUE} requests are waiting"):
+        elif len(self.scheduler._waiting) >= QUEUE:  # preempted ones come on top
+            with pytest.raises(QueueFullError, match=r"\d+ requests are waiting"):
                 self.engine.add(request)
         else:
             self.alive[request.id] = Expected(request)
