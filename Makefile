@@ -19,7 +19,7 @@ serve: .venv/.installed  ## serve: HTTP on 127.0.0.1:30000, gRPC on 30001
 	@$(BIN)/python serve.py $(ARGS)
 
 test: .venv/.installed  ## the default test suite; needs no torch and no GPU
-	@$(PYTEST) -n 2 --dist loadgroup $(ARGS)
+	@$(PYTEST) -n 2 $(ARGS)
 
 parity: .venv/.parity  ## compare with transformers live; installs torch
 	@$(PYTEST) -m parity $(ARGS)
@@ -27,7 +27,7 @@ parity: .venv/.parity  ## compare with transformers live; installs torch
 slow: .venv/.installed  ## the tests that take minutes
 	@$(PYTEST) -m slow $(ARGS)
 
-bench: .venv/.installed  ## measure an engine on this machine (a quarter of an hour)
+bench: .venv/.installed  ## measure an engine on this machine (five minutes)
 	@$(BIN)/python -m glmjax.bench $(ARGS)
 
 lint: .venv/.installed  ## ruff and pyright

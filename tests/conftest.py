@@ -10,6 +10,8 @@ from pathlib import Path
 import jax
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 # Through jax.config rather than the environment: programs that tests start choose for themselves.
 jax.config.update("jax_platforms", "cpu")
@@ -19,12 +21,25 @@ jax.config.update("jax_num_cpu_devices", 8)
 settings.register_profile("glmjax", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("glmjax")
 
-TESTS = Path(__file__).parent
+LONGEST = ("e2e", "runner", "train")  # folders that go first, so that none of them goes alone
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def folder_of(nodeid: str) -> str:
+    """The folder of tests/ that a test is in."""
+    return Path(nodeid.split("::")[0]).parts[1]
+
+
+class ByFolder(LoadScopeScheduling):
     """A folder's tests run in one process, which compiles what they share once."""
-    for item in items:
-        folder = item.path.relative_to(TESTS).parts[0]
-        item.add_marker(pytest.mark.xdist_group(folder))
+
+    def _split_scope(self, nodeid: str) -> str:
+        return folder_of(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFolder:
+    config.option.loadscopereorder = False
+    return ByFolder(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: folder_of(item.nodeid) not in LONGEST)

@@ -58,7 +58,7 @@ EPILOG = f"""measures:
 {chr(10).join(f"  {name:15}{measure.about}" for name, measure in MEASURES.items())}
 
 Figures are ratios within one run, of cases that took turns; those of several runs or machines do
-not compare. Let the machine be idle. All measures take about a quarter of an hour on two cores, and
+not compare. Let the machine be idle. All measures take about five minutes on two cores, and
 longer the first time, when programs are compiled.
 """
 

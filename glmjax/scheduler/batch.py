@@ -8,7 +8,7 @@ from glmjax.plans import Bucket, ChunkRow, DecodeRow, GroupRows, History, StepPl
 from glmjax.scheduler.buckets import smallest
 from glmjax.scheduler.sequence import Sequence
 
-STEP_TOKENS = 64  # what a launch costs besides its tokens, in tokens
+STEP_TOKENS = 128  # what a launch costs besides its tokens, in tokens
 
 
 class Planned(NamedTuple):
@@ -59,20 +59,18 @@ def record_chunk(sequence: Sequence, row: ChunkRow, bucket: Bucket) -> None:
     """Count a launched chunk in its sequence's planned progress."""
     sequence.planned_len += len(row.token_ids)
     sequence.pending_samples += row.sample
-    _record(sequence, row.sample and bucket.drafts > 0)
+    sequence.in_flight += 1
+    sequence.sent_pages = len(sequence.pages)
+    sequence.has_drafts = row.sample and bucket.drafts > 0
 
 
 def record_decode(sequence: Sequence, row: DecodeRow, bucket: Bucket) -> None:
     """Count a launched decode row in its sequence's planned progress."""
     sequence.pending_samples += 1
     sequence.pending_drafts += row.drafts
-    _record(sequence, bucket.drafts > 0)
-
-
-def _record(sequence: Sequence, has_drafts: bool) -> None:
     sequence.in_flight += 1
     sequence.sent_pages = len(sequence.pages)
-    sequence.has_drafts = has_drafts
+    sequence.has_drafts = bucket.drafts > 0
 
 
 def make_plan(bucket: Bucket, decode: list[Planned], chunks: list[Planned]) -> StepPlan:

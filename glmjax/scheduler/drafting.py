@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from glmjax.plans import Bucket
 
-LEAST_CHANCE = 0.2  # a draft less likely to be accepted than this is not worth verifying
+LEAST_CHANCE = 0.1  # a draft less likely to be accepted than this is not worth verifying
 NEWEST = 0.1  # weight of the newest observation in a rate
-RETRY_STEPS = 64  # a sequence without drafts tries one again after so many steps
+RETRY_STEPS = 32  # a sequence that verifies fewer drafts than there are tries all after so many
 EXPLORE_STEPS = 256  # how old a step's measured time may be
 TIMES_KEPT = 7
 
@@ -29,7 +29,7 @@ class Acceptance:
 
     def __init__(self, rates: list[float]):
         self.rates = list(rates)
-        self._without = 0
+        self._shortened = 0
         self._judge()
 
     def update(self, drafted: int, accepted: int) -> None:
@@ -45,11 +45,11 @@ class Acceptance:
         self._judge()
 
     def next_depth(self) -> int:
-        """Drafts to verify in the next step; now and then one, where none is worth it."""
-        if self.depth or not self.rates:
+        """Drafts to verify in the next step; now and then all, where not all are worth it."""
+        if self.depth == len(self.rates):
             return self.depth
-        self._without = (self._without + 1) % RETRY_STEPS
-        return int(self._without == 0)
+        self._shortened = (self._shortened + 1) % RETRY_STEPS
+        return self.depth if self._shortened else len(self.rates)
 
     def _judge(self) -> None:
         chance, depth, gain = 1.0, 0, 0.0

@@ -61,6 +61,8 @@ class StepReader:
 
     Attributes:
         counts: new tokens of each row.
+        any_fault: whether any row's logits were not finite.
+        has_logprobs: whether the step was asked for log probabilities.
     """
 
     def __init__(self, result: StepResult, bucket: Bucket):
@@ -68,7 +70,8 @@ class StepReader:
         self._bucket = bucket
         self._tokens: list[list[list[int]]] = result.tokens.tolist()
         self.counts: list[list[int]] = result.accept_lens.tolist()
-        self._any_fault = bool(result.faults.any())
+        self.any_fault = bool(result.faults.any())
+        self.has_logprobs = result.logprobs is not None
 
     def tokens(self, group: int, row: int) -> list[int]:
         """The new tokens of a row."""
@@ -80,7 +83,7 @@ class StepReader:
 
     def fault(self, group: int, row: int) -> bool:
         """Whether a row's logits were not finite."""
-        return self._any_fault and bool(self._result.faults[group, row])
+        return bool(self._result.faults[group, row])
 
     def logprobs(
         self, group: int, row: int, count: int, sequence: Sequence

@@ -287,7 +287,10 @@ class Scheduler:
             depth = min(has, left, sequence.acceptance.next_depth())
         if not group.reserve(sequence, sequence.most_len + 1 + depth):
             return
-        self._append(planned, sequence, decode_row, depth)
+        if sequence.request.constraint is None:
+            planned.add(sequence, decode_row(sequence, depth))
+        else:
+            self._append(planned, sequence, decode_row, depth)
 
     def _plan_chunks(self) -> list[Planned]:
         planned = [Planned([], []) for _ in self._groups]
@@ -304,9 +307,6 @@ class Scheduler:
         self, planned: Planned, sequence: Sequence, make_row: Callable[..., Any], tokens: int
     ) -> None:
         """Add a sequence's row; where its constraint cannot go on, it fails and has none."""
-        if sequence.request.constraint is None:
-            planned.add(sequence, make_row(sequence, tokens))
-            return
         with self._failing(sequence):
             planned.add(sequence, make_row(sequence, tokens))
 
@@ -363,7 +363,7 @@ class Scheduler:
         self._counts["steps"] += 1
         if seconds is not None and not bucket.chunk_rows:
             self._drafting.measured(bucket, seconds)
-        read = StepReader(result, bucket)
+        read, known = StepReader(result, bucket), len(self._outputs)
         for group in self._groups:
             decode, chunks = step.decode[group.index], step.chunks[group.index]
             self._count_drafts(decode, read.counts[group.index])
@@ -372,6 +372,7 @@ class Scheduler:
             read.keep_prompt_logprobs(group.index, chunks)
             for r, sequence in enumerate(chunks.sequences, bucket.rows):
                 self._read(group, r, sequence, read, step.version)
+        self._counts["generated_tokens"] += sum(len(o.token_ids) for o in self._outputs[known:])
 
     def fail(self, error: str, launched: int) -> None:
         """The device lost its state: end the requests of failed steps, compute the others again.
@@ -416,7 +417,7 @@ class Scheduler:
         sequence.pending_samples -= count > 0
         if count and sequence.state is not State.FINISHED:
             sequence.version = version
-            if read.fault(group.index, r):
+            if read.any_fault and read.fault(group.index, r):
                 self._fail(sequence, "the model's logits were not finite (NaN or infinite)")
                 group.cache.flush()  # what led there must not be found again
             else:
@@ -433,11 +434,10 @@ class Scheduler:
             if sequence.state is State.FINISHED:
                 return
         sequence.append(taken)
-        self._counts["generated_tokens"] += len(taken)
-        logprobs = read.logprobs(group.index, r, len(taken), sequence)
+        probs = read.logprobs(group.index, r, len(taken), sequence) if read.has_logprobs else ()
         if reason is not None:
             self._finish(sequence)
-        self._outputs.append(output_of(sequence, taken, reason, matched, logprobs))
+        self._outputs.append(output_of(sequence, taken, reason, matched, probs))
 
     def _fail(self, sequence: Sequence, error: str) -> None:
         """End a request that cannot go on; unless it has ended already."""

@@ -54,11 +54,23 @@ def test_hopeless_drafts_are_given_up_and_tried_again():
     while acceptance.depth:
         acceptance.update(acceptance.depth, 0)
     assert [acceptance.next_depth() for _ in range(2 * RETRY_STEPS)] == [
-        int(step % RETRY_STEPS == RETRY_STEPS - 1) for step in range(2 * RETRY_STEPS)
+        3 * (step % RETRY_STEPS == RETRY_STEPS - 1) for step in range(2 * RETRY_STEPS)
     ]
     while not acceptance.depth:
         acceptance.update(1, 1)
     assert acceptance.next_depth() == acceptance.depth > 0
+
+
+def test_a_place_that_was_given_up_is_found_again():
+    """Only what is verified teaches: a bad stretch may not shorten the chain for good."""
+    acceptance = Acceptance([0.9, 0.9, 0.9])
+    for _ in range(60):
+        acceptance.update(3, 2)
+    assert acceptance.depth == 2
+    for _ in range(30 * RETRY_STEPS):
+        depth = acceptance.next_depth()
+        acceptance.update(depth, depth)
+    assert acceptance.depth == 3
 
 
 def test_good_drafts_are_verified_to_the_last():
@@ -135,7 +147,7 @@ def test_perfect_drafts_make_four_tokens_a_step():
 def test_hopeless_drafts_cost_next_to_nothing():
     runner, counters, last = long_run(draft_errors=8)
     assert last.accepted_tokens == sum(counters.accepted) == 0
-    assert sum(counters.drafted) < 60
+    assert sum(counters.drafted) < 90
     assert runner.launched <= 400 + 4
 
 
@@ -153,4 +165,4 @@ def test_a_request_takes_over_what_those_before_it_learnt():
     run(engine, request("first", 3, 100))
     before = sum(engine.counters().drafted)
     run(engine, request("second", 4, 60))
-    assert sum(engine.counters().drafted) - before <= 1
+    assert sum(engine.counters().drafted) - before <= 3  # tried once
