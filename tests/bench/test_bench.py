@@ -91,16 +91,15 @@ def test_a_chat_breaks_where_the_first_thought_was(engines):
     assert whole[0]["cached"] == sum(row["cached"] for row in by_request)
 
 
-# One stream with drafts takes turns with chunks: two small steps cost less than the large one.
-@pytest.mark.parametrize(("streams", "drafts", "together"), [(1, 3, False), (4, 0, True)])
-def test_arrivals_are_computed_beside_streams(engines, streams, drafts, together):
+@pytest.mark.parametrize(("streams", "drafts"), [(1, 3), (4, 0)])
+def test_arrivals_are_computed_beside_streams(engines, streams, drafts):
     engine = engines.engine(speculative_num_steps=drafts)
     sizes = scheduling.Sizes(streams=streams, arrivals=2, prompt=600)
     watch = scheduling.run(engine, sizes, sizes.arrivals)
     assert len(watch.waits_s) == 2
     assert 1200 / 256 <= watch.chunks <= watch.steps
-    assert watch.mixed == (watch.chunks if together else 0)
-    assert max(steps for steps, _ in watch.gaps) == (1 if together else 2)
+    assert watch.mixed == watch.chunks
+    assert max(steps for steps, _ in watch.gaps) == 1
     assert all(0 < seconds < 10 for _, seconds in watch.gaps)
     assert not engine.has_work()
 
