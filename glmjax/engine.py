@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 class InFlight(NamedTuple):
-    """A launched step, and whether the device had another to finish before it."""
+    """A launched step, and when it was."""
 
     handle: StepHandle
-    behind_another: bool
+    launched_s: float
 
 
 class Engine:
@@ -154,10 +154,12 @@ class Engine:
             return False
         try:
             handle = self._runner.launch(plan)
-        except Exception as error:
+        except BaseException as error:
             self._recover(error, launching=True)
+            if not isinstance(error, Exception):
+                raise  # Ctrl-C: the step is given up, the engine goes on
             return False
-        self._launched.append(InFlight(handle, bool(self._launched)))
+        self._launched.append(InFlight(handle, time.perf_counter()))
         return True
 
     def _read(self) -> None:
@@ -168,11 +170,11 @@ class Engine:
             self._recover(error, launching=False)
             return
         step, now = self._launched.popleft(), time.perf_counter()
-        seconds = now - self._last_read_s if step.behind_another else None
+        seconds = now - max(self._last_read_s, step.launched_s)
         self._last_read_s = now
         self._scheduler.commit(result, seconds)
 
-    def _recover(self, error: Exception, launching: bool) -> None:
+    def _recover(self, error: BaseException, launching: bool) -> None:
         """End the requests of the step that failed, and start afresh with the others."""
         log.exception("a step failed; its requests end with an error, the others are recomputed")
         words = f"a step of the engine failed: {type(error).__name__}: {error}"
@@ -188,11 +190,14 @@ class Engine:
 
     def _salvage(self) -> bool:
         """Read the step in flight, if any, that does not depend on one that failed to launch."""
+        if not self._launched:
+            return True
         try:
-            for step in self._launched:
-                self._scheduler.commit(step.handle.result())
+            result = self._launched[0].handle.result()
         except Exception:
+            log.exception("the step before it failed too")
             return False
+        self._scheduler.commit(result)
         return True
 
     def _check_alive(self) -> None:

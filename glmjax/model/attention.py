@@ -143,7 +143,8 @@ def split_rows(rows: Rows, size: int) -> Rows:
         held=rows.held[row],
         q_starts=jnp.where(real, rows.q_starts[row] + offset, rows.tokens),
         q_lens=q_lens,
-        seq_lens=(rows.seq_lens - rows.q_lens)[row] + offset + q_lens,
+        # Attention goes as far as the longest row: those that are none must not lengthen it.
+        seq_lens=jnp.where(real, (rows.seq_lens - rows.q_lens)[row] + offset + q_lens, 0),
         max_q_len=size,
     )
 

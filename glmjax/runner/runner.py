@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from glmjax.config import ModelConfig
+from glmjax.errors import ConfigError
 from glmjax.plans import Bucket, ChunkRow, Limits, StepPlan, StepResult
 from glmjax.runner.blob import constrained, early_pages, mask_shape, masks, pack
 from glmjax.runner.compiled import compile_all
@@ -108,6 +109,11 @@ class DeviceRunner:
             ConfigError: another tree than the running one; nothing has changed then.
         """
         given = params if params.keys() & {"model", "mtp"} else {"model": params}
+        if unknown := given.keys() - {"model", "mtp"}:
+            raise ConfigError(
+                f"the new parameters have {', '.join(map(str, unknown))} beside the model's; "
+                'expected {"model": tree, "mtp": tree} or the model\'s tree alone'
+            )
         used = {name: tree for name, tree in given.items() if name in self._params}
         kept = {name: self._params[name] for name in used}
         self._params = self._params | fit(used, kept, self._kv_heads)

@@ -68,6 +68,7 @@ def record_decode(sequence: Sequence, row: DecodeRow, bucket: Bucket) -> None:
     """Count a launched decode row in its sequence's planned progress."""
     sequence.pending_samples += 1
     sequence.pending_drafts += row.drafts
+    sequence.acceptance.launched(row.drafts)
     sequence.in_flight += 1
     sequence.sent_pages = len(sequence.pages)
     sequence.has_drafts = bucket.drafts > 0

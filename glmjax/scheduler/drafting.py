@@ -12,6 +12,7 @@ LEAST_CHANCE = 0.1  # a draft less likely to be accepted than this is not worth 
 NEWEST = 0.1  # weight of the newest observation in a rate
 RETRY_STEPS = 32  # a sequence that verifies fewer drafts than there are tries all after so many
 EXPLORE_STEPS = 256  # how old a step's measured time may be
+TRIAL_STEPS = 8  # with all drafts, once the time of a step with drafts is that old
 TIMES_KEPT = 7
 
 
@@ -46,10 +47,11 @@ class Acceptance:
 
     def next_depth(self) -> int:
         """Drafts to verify in the next step; now and then all, where not all are worth it."""
-        if self.depth == len(self.rates):
-            return self.depth
-        self._shortened = (self._shortened + 1) % RETRY_STEPS
-        return self.depth if self._shortened else len(self.rates)
+        return len(self.rates) if self._shortened >= RETRY_STEPS - 1 else self.depth
+
+    def launched(self, drafts: int) -> None:
+        """A step that verifies so many was launched."""
+        self._shortened = 0 if drafts > self.depth else self._shortened + 1
 
     def _judge(self) -> None:
         chance, depth, gain = 1.0, 0, 0.0
@@ -72,6 +74,8 @@ class Drafting:
         overall: rates over all sequences, where a new one begins.
         drafted, accepted: drafts verified and accepted at each place, since the beginning.
         verifications: how often drafts of a sequence were verified.
+        trying: whether the last answer of `pays` was a trial: then all drafts are verified, since
+            nothing else would show that they have become better.
     """
 
     def __init__(self, num_drafts: int):
@@ -82,6 +86,8 @@ class Drafting:
         self._times: dict[Bucket, deque[float]] = {}
         self._measured: dict[Bucket, int] = {}
         self._steps = 0
+        self._trial = 0
+        self.trying = False
 
     def record(self, drafted: Sequence[int], counts: Sequence[int]) -> None:
         """Count what became of a step's drafts.
@@ -116,10 +122,18 @@ class Drafting:
             drafting, plain: the shapes to choose from.
         """
         self._steps += 1
-        for bucket, answer in ((drafting, True), (plain, False)):
-            if self._steps - self._measured.get(bucket, -EXPLORE_STEPS) >= EXPLORE_STEPS:
-                return answer
+        if self._stale(drafting):
+            self._trial = TRIAL_STEPS
+        self.trying = self._trial > 0
+        if self.trying:
+            self._trial -= 1
+            return True
+        if self._stale(plain):
+            return False
         return (1.0 + gain) * self._time(plain) > self._time(drafting)
+
+    def _stale(self, bucket: Bucket) -> bool:
+        return self._steps - self._measured.get(bucket, -EXPLORE_STEPS) >= EXPLORE_STEPS
 
     def _time(self, bucket: Bucket) -> float:
         return statistics.median(self._times[bucket])

@@ -80,7 +80,9 @@ class Group:
 
     def computes_prefix_of(self, sequence: Sequence) -> bool:
         """Whether a running sequence will soon have computed more of this one than is cached."""
-        others = [other for other in self.running if other.prefilling and self._shares]
+        # What was begun before a flush is of no use to others.
+        useful = (s for s in self.running if s.prefilling and s.node is not None and s.node.live)
+        others = list(useful) if self._shares else []
         if not others:
             return False
         known, page_size = sequence.learn_known(), self._limits.page_size

@@ -129,6 +129,14 @@ class Scheduler:
         self._waiting.push(sequence)
         if request.deadline_s is not None:
             heapq.heappush(self._deadlines, (request.deadline_s, request.id))
+            self._forget_deadlines()
+
+    def _forget_deadlines(self) -> None:
+        """Drop those of requests that are over, once they are many."""
+        if len(self._deadlines) > 2 * len(self._alive) + 64:
+            alive = (s.request for s in self._alive.values())
+            self._deadlines = [(r.deadline_s, r.id) for r in alive if r.deadline_s is not None]
+            heapq.heapify(self._deadlines)
 
     def abort(self, request_id: str, error: str | None = None) -> None:
         """End a request; the next step returns its last output. Unknown ids are ignored.
@@ -284,7 +292,8 @@ class Scheduler:
         depth = 0
         if drafts and sequence.has_drafts:
             left = sequence.max_new_tokens - sequence.least_new - 1
-            depth = min(has, left, sequence.acceptance.next_depth())
+            worth = drafts if self._drafting.trying else sequence.acceptance.next_depth()
+            depth = min(has, left, worth)
         if not group.reserve(sequence, sequence.most_len + 1 + depth):
             return
         if sequence.request.constraint is None:

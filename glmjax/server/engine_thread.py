@@ -184,9 +184,9 @@ class EngineThread:
 
         A paused engine goes on: what waits for it is to end.
         """
-        if self._state in (EngineState.STARTING, EngineState.RUNNING):
-            self._set_state(EngineState.DRAINING)
-            with self._changed:
+        with self._changed:
+            if self._state in (EngineState.STARTING, EngineState.RUNNING):
+                self._set_state(EngineState.DRAINING)
                 self._post(self._engine.resume)
         try:
             async with asyncio.timeout(timeout_s):

@@ -33,6 +33,7 @@ class Generation:
     def __init__(self, frontend: Frontend, request_id: str, specs: Sequence[ChoiceSpec]):
         self.id = request_id
         self.size = len(specs)
+        self.aborted = False
         self._frontend = frontend
         self._begun = time.monotonic()
         self._stream: OutputStream | None = None
@@ -49,6 +50,14 @@ class Generation:
         else:
             requests = self._requests()
         self._stream = await self._frontend.engine.submit(*requests)
+        if self.aborted:  # while grammars were compiled, when the engine did not know of it
+            self.abort()
+
+    def abort(self) -> None:
+        """End it early."""
+        self.aborted = True
+        for member in self.choices:
+            self._frontend.engine.abort(member)
 
     async def __aenter__(self) -> Generation:
         return self
@@ -151,8 +160,8 @@ class Frontend:
     def abort(self, request_id: str) -> bool:
         """End a request early; whether it was alive."""
         generation = self._alive.get(request_id)
-        for member in generation.choices if generation else ():
-            self.engine.abort(member)
+        if generation is not None:
+            generation.abort()
         return generation is not None
 
     def forget(self, generation: Generation) -> None:

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -63,6 +64,9 @@ class Grammars:
         self._tokenizer = LLTokenizer(tokenizer._backend.to_str(), eos_token=ends or None)
         self._has_ends = bool(ends)
         self._any = _ones(vocab_size)
+        # The choices of a request, and agents' requests, come with the same grammars.
+        self._compiled = lru_cache(maxsize=64)(self._compile)
+        self._copying = threading.Lock()
 
     def constraint(self, spec: GrammarSpec, after: int | None = None) -> GrammarConstraint:
         """A new constraint, for one request.
@@ -81,13 +85,19 @@ class Grammars:
                 "with a grammar would never end; ask without one",
                 spec.param,
             )
-        write, expected = _LANGUAGES[spec.kind]
+        _, expected = _LANGUAGES[spec.kind]
         try:
-            matcher = _compile(self._tokenizer, write(spec.value))
+            matcher = self._compiled(spec.kind, json.dumps(spec.value))
         except (TypeError, ValueError, RecursionError) as error:
             message = f"{spec.param or spec.kind} must be {expected}: {_shortened(str(error))}"
             raise InvalidRequestError(message, spec.param) from None
-        return GrammarConstraint(matcher, self._any, after, spec.param)
+        with self._copying:
+            return GrammarConstraint(matcher.deep_copy(), self._any, after, spec.param)
+
+    def _compile(self, kind: str, value: str) -> LLMatcher:
+        """At its beginning; `value` is JSON."""
+        write, _ = _LANGUAGES[kind]
+        return _compile(self._tokenizer, write(json.loads(value)))
 
 
 class GrammarConstraint:

@@ -36,6 +36,8 @@ TABLE = jnp.asarray(np.random.default_rng(0).permutation(PAGES)[:36].reshape(6, 
 def test_split_rows_are_the_same_tokens(whole, size):
     split = split_rows(whole, size)
     assert int(split.q_lens.max()) <= size
+    longest = (whole.seq_lens * (whole.q_lens > 0)).max()
+    assert int(split.seq_lens.max()) == int(longest), "attention goes as far as the longest"
     assert bool((jnp.diff(split.q_starts) >= 0).all())
     one, other = (make_batch(TABLE, PAGE_SIZE, (part,)) for part in (whole, split))
     for name in ("positions", "valid", "page_ids", "offsets"):

@@ -186,6 +186,11 @@ def test_another_tree_is_refused_and_the_old_weights_stay(
     oracles[TINY_SEED].check(REQUEST, ask(engine, [REQUEST])[""])
 
 
+def test_a_tree_beside_the_model_and_its_draft_layer_is_refused(runner, make_params):
+    with pytest.raises(ConfigError, match="have mpt beside"):
+        runner.update_params({"model": make_params(3), "mpt": {}})
+
+
 def test_fp8_weights_take_fp8_weights():
     running = {"w": QuantArray(jnp.zeros((4, 8), jnp.float8_e4m3fn), jnp.ones((4, 1)))}
     new = {"w": QuantArray(jnp.ones((4, 8), jnp.float8_e4m3fn), jnp.full((4, 1), 2.0))}

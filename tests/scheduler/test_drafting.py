@@ -14,6 +14,7 @@ from glmjax.scheduler.drafting import (
     EXPLORE_STEPS,
     LEAST_CHANCE,
     RETRY_STEPS,
+    TRIAL_STEPS,
     Acceptance,
     Drafting,
 )
@@ -49,11 +50,19 @@ def test_new_rates_are_its_own():
     assert overall.rates == [0.7, 0.7]
 
 
+def launch(acceptance: Acceptance) -> int:
+    """Drafts that a step verifies, which is launched."""
+    depth = acceptance.next_depth()
+    assert acceptance.next_depth() == depth, "planning again is free"
+    acceptance.launched(depth)
+    return depth
+
+
 def test_hopeless_drafts_are_given_up_and_tried_again():
     acceptance = Acceptance([0.7] * 3)
     while acceptance.depth:
         acceptance.update(acceptance.depth, 0)
-    assert [acceptance.next_depth() for _ in range(2 * RETRY_STEPS)] == [
+    assert [launch(acceptance) for _ in range(2 * RETRY_STEPS)] == [
         3 * (step % RETRY_STEPS == RETRY_STEPS - 1) for step in range(2 * RETRY_STEPS)
     ]
     while not acceptance.depth:
@@ -68,7 +77,7 @@ def test_a_place_that_was_given_up_is_found_again():
         acceptance.update(3, 2)
     assert acceptance.depth == 2
     for _ in range(30 * RETRY_STEPS):
-        depth = acceptance.next_depth()
+        depth = launch(acceptance)
         acceptance.update(depth, depth)
     assert acceptance.depth == 3
 
@@ -89,9 +98,13 @@ def test_unmeasured_shapes_are_tried_first():
     drafting = Drafting(3)
     assert drafting.pays(0.0, DRAFTS, PLAIN)
     drafting.measured(DRAFTS, 1.0)
+    for _ in range(TRIAL_STEPS - 1):
+        assert drafting.pays(0.0, DRAFTS, PLAIN)
+        assert drafting.trying
     assert not drafting.pays(9.0, DRAFTS, PLAIN)
     drafting.measured(PLAIN, 1.0)
     assert drafting.pays(0.1, DRAFTS, PLAIN)
+    assert not drafting.trying
 
 
 @given(st.floats(0, 5), st.floats(0.001, 10), st.floats(0.001, 10), st.lists(st.floats(0, 99)))
@@ -114,7 +127,9 @@ def test_the_slower_is_measured_again_after_a_while():
         if answer:
             tried.append(step)
         drafting.measured(DRAFTS if answer else PLAIN, 5.0 if answer else 1.0)
-    assert tried == [EXPLORE_STEPS * n - 1 for n in (1, 2, 3)], "now and then, and no more"
+    first, later = EXPLORE_STEPS - 1, 2 * EXPLORE_STEPS - 2 + TRIAL_STEPS
+    trials = [*range(first, first + TRIAL_STEPS), *range(later, later + TRIAL_STEPS)]
+    assert tried == trials, "now and then, and no more"
     for _ in range(8):
         drafting.measured(DRAFTS, 1.0)
     assert drafting.pays(1.0, DRAFTS, PLAIN), "the answer can change"
@@ -166,3 +181,20 @@ def test_a_request_takes_over_what_those_before_it_learnt():
     before = sum(engine.counters().drafted)
     run(engine, request("second", 4, 60))
     assert sum(engine.counters().drafted) - before <= 3  # tried once
+
+
+def test_drafts_that_become_good_are_found_out():
+    """What is not verified teaches nothing, so now and then all are."""
+    limits = make_limits(slots=2, pages=2000, max_seq_len=4000, drafts=3)
+    runner = CheckedRunner(limits, draft_errors=8)
+    engine = make_engine(limits, runner, eos=())
+    drafting = engine._scheduler._drafting
+    measured = drafting.measured
+    drafting.measured = lambda bucket, _: measured(bucket, 1.3 if bucket.drafts else 1.0)
+    run(engine, *(request(f"bad {i}", 3, 300) for i in range(10)))
+    before = engine.counters()
+    runner._draft_errors = 0
+    run(engine, request("good", 3, 3900))
+    after = engine.counters()
+    right = sum(after.accepted) - sum(before.accepted)
+    assert right > 1000, "drafting is on again well before the end"

@@ -225,3 +225,24 @@ def test_an_aborted_id_may_be_used_again_at_once():
     assert outputs[0].finish_reason is FinishReason.ABORT
     tokens = [t for o in outputs[1:] for t in o.token_ids]
     assert tokens == Expected(again).run().output
+
+
+def test_deadlines_of_requests_that_are_over_are_forgotten():
+    engine = make_engine(make_limits())
+    for i in range(400):
+        run(engine, request(str(i), 2, 1, deadline_s=1e12))
+    assert len(engine._scheduler._deadlines) < 100
+
+
+def test_nobody_waits_for_a_prefix_that_was_flushed():
+    limits = make_limits(slots=2, pages=200, max_seq_len=400, chunk=8)
+    engine = make_engine(limits, eos=())
+    engine.add(request("first", 300, 2))
+    engine.step()
+    engine.add(request("second", 300, 2))
+    engine.step()
+    assert engine.load().running == 1, "it waits for the prefix"
+    engine.flush_cache()
+    engine.step()
+    assert engine.load().running == 2
+    run(engine)

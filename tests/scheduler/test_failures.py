@@ -242,3 +242,25 @@ def test_the_cache_is_flushed_after_faulty_logits(drafts):
             outputs += engine.step()
         assert outputs[-1].cached_tokens == cached
         assert (outputs[-1].error is not None) == (seed == BAD_SEED)
+
+
+@pytest.mark.parametrize("at", range(6))
+def test_ctrl_c_in_a_launch_gives_up_the_step_and_not_the_engine(at):
+    class Interrupted(CheckedRunner):
+        calls = 0
+
+        def launch(self, plan):
+            self.calls += 1
+            if self.calls == at + 1:
+                raise KeyboardInterrupt
+            return super().launch(plan)
+
+    limits = make_limits(drafts=1)
+    engine = make_engine(limits, Interrupted(limits), eos=())
+    sent = [request("a", 3, 9), request("b", 5, 9)]
+    with pytest.raises(KeyboardInterrupt):
+        run(engine, *sent)
+    collected = run(engine)
+    assert {why.finish_reason for why in collected.last.values()} <= set(FinishReason)
+    check_idle(engine)
+    assert run(engine, request("c", 3, 9)).tokens["c"] == Expected(request("c", 3, 9)).run().output
