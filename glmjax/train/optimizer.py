@@ -79,4 +79,5 @@ def balance(bias: jax.Array, load: jax.Array, rate: float) -> jax.Array:
     Args:
         bias, load: float32 [layers, E].
     """
-    return bias + rate * jnp.sign(load.mean(-1, keepdims=True) - load)
+    # Not the mean: a rounded division would move experts that have exactly their share.
+    return bias + rate * jnp.sign(load.sum(-1, keepdims=True) - load.shape[-1] * load)
