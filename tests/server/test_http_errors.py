@@ -249,7 +249,10 @@ def break_soon(server: Live) -> threading.Thread:
     [
         (CHAT, HI | {"max_tokens": 4000, "ignore_eos": True}),
         (COMPLETIONS, HELLO | {"max_tokens": 4000, "ignore_eos": True}),
-        ("/generate", {"text": "a", "sampling_params": {"max_new_tokens": 4000}}),
+        (
+            "/generate",
+            {"text": "a", "sampling_params": {"max_new_tokens": 4000, "ignore_eos": True}},
+        ),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
