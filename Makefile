@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c c
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test parity slow bench lint
+.PHONY: help setup serve test parity aot slow bench lint
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -23,6 +23,9 @@ test: .venv/.installed  ## the default test suite; needs no torch and no GPU
 
 parity: .venv/.parity  ## compare with transformers live; installs torch
 	@$(PYTEST) -m parity $(ARGS)
+
+aot: .venv-aot/.installed  ## compile for GPUs that need not be there, and check what came out (minutes)
+	@JAX_PLATFORMS=cpu .venv-aot/bin/python -m pytest -m aot -n 2 $(ARGS)
 
 slow: .venv/.installed  ## the tests that take minutes
 	@$(PYTEST) -m slow $(ARGS)
@@ -50,4 +53,13 @@ lint: .venv/.installed  ## ruff and pyright
 .venv/.parity: .venv/.installed
 	@echo "Installing torch and transformers into .venv, to compare with (once) ..."
 	@$(PIP_INSTALL) torch transformers
+	@touch $@
+
+# The CUDA plugin without its libraries compiles for a GPU that is described to it. It has a place of
+# its own: where it is installed and no GPU is there, every start of JAX prints complaints.
+.venv-aot/.installed: .venv/.installed
+	@echo "Installing a compiler for NVIDIA GPUs into .venv-aot (a minute, once) ..."
+	@$(PYTHON) -m venv .venv-aot
+	@.venv-aot/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
+	  -e '.[dev,train,aot]'
 	@touch $@

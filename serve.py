@@ -13,8 +13,15 @@ from pathlib import Path
 
 from glmjax.build import build
 from glmjax.bundled import converted
-from glmjax.config import DTYPES, CacheConfig, MeshConfig, ModelConfig, SchedulerConfig
-from glmjax.devices import cache_folder, prepare
+from glmjax.config import (
+    DTYPES,
+    KV_CHOICES,
+    CacheConfig,
+    MeshConfig,
+    ModelConfig,
+    SchedulerConfig,
+)
+from glmjax.devices import KERNELS, cache_folder, prepare
 from glmjax.errors import ConfigError, GlmjaxError
 from glmjax.server.serving import check_free, serve
 
@@ -77,6 +84,14 @@ def _model_options(p: argparse.ArgumentParser) -> None:
         "own request",
     )
     add(
+        "--kernels",
+        choices=KERNELS,
+        default="auto",
+        help="how operations are computed: ref (plain jax.numpy), triton or mosaic (kernels for "
+        "NVIDIA GPUs; on a CPU interpreted, very slowly); auto, the default: mosaic on GPUs, ref "
+        "elsewhere",
+    )
+    add(
         "--compile-cache",
         type=Path,
         metavar="FOLDER",
@@ -114,6 +129,13 @@ def _capacity_options(p: argparse.ArgumentParser) -> None:
         default=1.0,
         metavar="X",
         help="KV pool of each device; default 1",
+    )
+    add(
+        "--kv-cache-dtype",
+        choices=KV_CHOICES,
+        default="auto",
+        help="of the KV pool: fp8_e4m3 holds twice the tokens, a little less exactly; auto, the "
+        "default: as the model computes",
     )
     add(
         "--disable-radix-cache",
@@ -193,6 +215,12 @@ def scheduler_config(args: argparse.Namespace) -> SchedulerConfig:
     )
 
 
+def cache_config(args: argparse.Namespace) -> CacheConfig:
+    """The KV pool. Raises ConfigError for sizes that cannot be."""
+    memory_bytes = int(args.kv_cache_gib * 2**30)
+    return CacheConfig(args.page_size, None, memory_bytes, args.kv_cache_dtype)
+
+
 def check_drafting(args: argparse.Namespace, folder: Path) -> None:
     """Raise ConfigError when drafting was asked for of a model that cannot draft."""
     if args.speculative_algorithm and not ModelConfig.from_hf(folder).num_nextn_predict_layers:
@@ -209,8 +237,9 @@ def run(args: argparse.Namespace) -> None:
     prepare(mesh.size, args.compile_cache)
     folder = args.model or converted(mesh.size)
     check_drafting(args, folder)
-    cache = CacheConfig(args.page_size, memory_bytes=int(args.kv_cache_gib * 2**30))
-    engine, served = build(folder, mesh, args.dtype, cache, scheduler, args.served_model_name)
+    cache = cache_config(args)
+    names = args.served_model_name, args.kernels
+    engine, served = build(folder, mesh, args.dtype, cache, scheduler, *names)
     gc.collect()
     gc.freeze()  # what is built by now stays: walking through it would stop a step for 0.1 s
     asyncio.run(serve(engine, served, args.host, args.port, args.grpc_port, args.drain_timeout_s))

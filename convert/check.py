@@ -14,7 +14,7 @@ from glmjax.config import ModelConfig, QuantConfig
 from glmjax.model.spec import FP8, ParamSpec
 
 _SCALE_SUFFIX = {"compressed-tensors": "_scale", "fp8": "_scale_inv"}
-_SCALE_DTYPES = ("float32", "bfloat16")
+_SCALE_DTYPES = ("float32", "bfloat16", "float8_e8m0fnu")
 _EXACT_CASTS = {("bfloat16", "float32"), ("float16", "float32")}
 _FLOATS = ("bfloat16", "float16", "float32")
 

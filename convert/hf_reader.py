@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ DTYPES = {
     "F16": "float16",
     "F32": "float32",
     "F8_E4M3": "float8_e4m3fn",
+    "F8_E8M0": "float8_e8m0fnu",  # powers of two, as scales
 }
 _MAX_HEADER_BYTES = 100_000_000
 
@@ -113,6 +114,21 @@ def read_array(tensor: Tensor) -> np.ndarray:
     out = np.empty(tensor.shape, tensor.dtype)
     read_into(tensor, out)
     return out
+
+
+def read_row_blocks(tensor: Tensor, counts: Iterable[int]) -> Iterator[np.ndarray]:
+    """The rows of a tensor [rows, columns], as many at a time as `counts` says, which add up.
+
+    Raises as `read_into` does.
+    """
+    with open(tensor.file, "rb", buffering=0) as file:
+        _announce(file.fileno(), tensor)
+        offset = tensor.offset
+        for count in counts:
+            rows = np.empty((count, tensor.shape[-1]), tensor.dtype)
+            _read_block(file.fileno(), tensor, offset, rows.reshape(-1).view(np.uint8))
+            offset += rows.nbytes
+            yield rows
 
 
 def _announce(descriptor: int, tensor: Tensor) -> None:

@@ -5,7 +5,9 @@
 streams the tensors layer by layer, in the memory of one layer, so a laptop converts what needs a
 node to serve. Interrupted (Ctrl-C, kill, a full disk) it leaves OUT.partial, never a broken OUT:
 the same command goes on where it stopped. Missing, unused and mis-shaped tensors are all reported
-before anything is written. FP8 checkpoints stay FP8 unless --dtype is given.
+before anything is written. FP8 checkpoints stay FP8 unless --dtype is given; --quantize fp8 makes
+one of a BF16 checkpoint, as the official FP8 releases are made: linear layers of attention and MLPs
+in E4M3 with a scale for each output channel; embeddings, lm_head, norms and routers as they are.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from convert.partial import (
     fingerprint,
     finish,
     open_partial,
+    recorded_choice,
 )
 from convert.plan import Plan, make_plan
 from convert.progress import Progress, shown, silent
@@ -53,11 +56,13 @@ DTYPES = {
     "fp32": "float32",
     "float32": "float32",
 }
+QUANTIZE = ("fp8",)
 INTERRUPTED = 130
 EXAMPLES = """examples:
   python convert/hf_to_orbax.py GLM-4.5-Air glm-4.5-air            as it is, BF16 or FP8
   python convert/hf_to_orbax.py GLM-4.5-Air glm-4.5-air --verify   and compare every tensor
   python convert/hf_to_orbax.py GLM-4.5-Air-FP8 air --dtype bf16   dequantised
+  python convert/hf_to_orbax.py GLM-4.5-Air air --quantize fp8     BF16 to FP8: half the size
 """
 
 
@@ -66,6 +71,7 @@ def convert(
     target: str | Path,
     dtype: str | None = None,
     *,
+    quantize: str | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Manifest:
@@ -74,22 +80,23 @@ def convert(
     Args:
         dtype: "bfloat16" or "float32": cast, and dequantise FP8. None: keep what is stored.
             `e_score_correction_bias` stays float32 always.
+        quantize: "fp8": quantise the linear layers that the official FP8 releases do.
         overwrite: replace an older conversion, once the new one is whole.
 
     Raises:
-        CheckpointError: the source is damaged or does not fit its config, `target` is in the way,
-            or the disk is full.
+        CheckpointError: the source is damaged, does not fit its config or, with `quantize`, is FP8
+            already; `target` is in the way; or the disk is full.
         ConfigError: config.json is not that of a model glmjax serves.
     """
     target = Path(target).absolute()
     checkpoint = open_source(source)
-    plan = make_plan(checkpoint, dtype)
+    plan = make_plan(checkpoint, dtype, quantize)
     check_target(target, overwrite)
     for note in plan.notes:
         logger.warning("%s", note)
     with (
         disk_errors(partial_path(target), _group_bytes(plan)),
-        open_partial(target, fingerprint(checkpoint, plan.manifest)) as (folder, note),
+        open_partial(target, fingerprint(checkpoint, plan.manifest, quantize)) as (folder, note),
     ):
         if note:
             logger.info("%s", note)
@@ -103,12 +110,16 @@ def convert(
 def verify(source: str | Path, target: str | Path, *, progress: Progress = silent) -> Verified:
     """Reread the converted folder `target` and compare every tensor with `source`, bit for bit.
 
+    What `target` has quantised is compared with what quantising `source` gives.
+
     Raises:
         CheckpointError: tensors differ (all of them named), or either cannot be read.
     """
     converted = open_converted(Path(target).absolute())
-    dtype = None if converted.manifest.quantized else converted.manifest.dtype
-    plan = make_plan(open_source(source), dtype)
+    quantize = recorded_choice(converted.folder)
+    stored_fp8 = converted.manifest.quantized and not quantize
+    dtype = None if stored_fp8 else converted.manifest.dtype
+    plan = make_plan(open_source(source), dtype, quantize)
     with progress("verifying", sum(_group_bytes(plan).values())) as advance:
         return verify_plan(plan, converted, advance)
 
@@ -141,19 +152,32 @@ def _interrupted(signum: int, frame: Any) -> NoReturn:
 def _run(args: argparse.Namespace) -> None:
     finished = (args.target / MANIFEST).exists()
     if args.overwrite or not (args.verify and finished):
-        dtype = DTYPES[args.dtype] if args.dtype else None
-        manifest = convert(
-            args.source, args.target, dtype, overwrite=args.overwrite, progress=shown
-        )
-        size = sum(array.size_bytes for array in manifest.arrays.values())
-        mtp = "with its MTP block" if manifest.has_mtp else "without an MTP block"
-        print(f"{args.target}: {len(manifest.arrays)} arrays, {size:,} bytes, {mtp}")
+        _report(args.target, _convert(args))
     if args.verify:
         verified = verify(args.source, args.target, progress=shown)
+        quantised = ", quantised" if recorded_choice(args.target) else ""
         print(
             f"{args.target}: {verified.tensors} tensors, {verified.size_bytes:,} bytes, all equal "
-            f"to those of {args.source}"
+            f"to those of {args.source}{quantised}"
         )
+
+
+def _convert(args: argparse.Namespace) -> Manifest:
+    return convert(
+        args.source,
+        args.target,
+        DTYPES[args.dtype] if args.dtype else None,
+        quantize=args.quantize,
+        overwrite=args.overwrite,
+        progress=shown,
+    )
+
+
+def _report(target: Path, manifest: Manifest) -> None:
+    size = sum(array.size_bytes for array in manifest.arrays.values())
+    mtp = "with its MTP block" if manifest.has_mtp else "without an MTP block"
+    fp8 = f", {len(manifest.quantized)} of its weights in FP8" if manifest.quantized else ""
+    print(f"{target}: {len(manifest.arrays)} arrays, {size:,} bytes, {mtp}{fp8}")
 
 
 def _write_groups(plan: Plan, folder: Path, progress: Progress) -> None:
@@ -193,6 +217,11 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=DTYPES,
         help="cast to this dtype and dequantise FP8 weights; the default keeps what is stored",
+    )
+    parser.add_argument(
+        "--quantize",
+        choices=QUANTIZE,
+        help="quantise a BF16 checkpoint's linear layers, as the official FP8 releases do",
     )
     parser.add_argument(
         "--verify",

@@ -75,7 +75,8 @@ def open_partial(target: Path, wanted: dict[str, Any]) -> Iterator[tuple[Path, s
         The folder, and a line about what was found there, or "".
 
     Raises:
-        CheckpointError: another conversion is at work there, or it holds something else.
+        CheckpointError: another conversion is at work there, it holds something else, or what is
+            there is quantised otherwise than `wanted`.
     """
     folder = partial_path(target)
     file = folder / CONVERSION
@@ -91,16 +92,25 @@ def open_partial(target: Path, wanted: dict[str, Any]) -> Iterator[tuple[Path, s
         yield folder, note
 
 
-def fingerprint(source: Source, manifest: Manifest) -> dict[str, Any]:
+def fingerprint(source: Source, manifest: Manifest, quantize: str | None = None) -> dict[str, Any]:
     """What must be the same for a conversion to go on: the source, and what is to be written."""
+    choice = {"quantize": quantize} if quantize else {}  # absent before there was a choice
     stats = {file.name: file.stat() for file in source.files}
-    return {
+    return choice | {
         "layout": VERSION,
         "config": _digest(source.folder / "config.json"),
         "index": _digest(source.folder / INDEX),
         "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
         "manifest": hashlib.sha256(repr(manifest).encode()).hexdigest(),
     }
+
+
+def recorded_choice(folder: Path) -> str | None:
+    """How the conversion in `folder` quantises, as `fingerprint` was told."""
+    try:
+        return _choice((folder / CONVERSION).read_text("utf-8"))
+    except OSError:
+        return None
 
 
 def done_groups(folder: Path) -> set[str]:
@@ -202,12 +212,34 @@ def _resume_or_clear(folder: Path, state: Any, wanted: dict[str, Any]) -> str:
     wanted_text = json.dumps(wanted, indent=1) + "\n"
     if text == wanted_text:
         return f"going on with what is in {folder}" if (folder / PARAMS).exists() else ""
+    if (folder / PARAMS).exists():
+        _check_choice(folder, _choice(text), wanted.get("quantize"))
     # Forget what was there before removing it: half of it must never pass for the whole.
     _write_state(state, "")
     (folder / MANIFEST).unlink(missing_ok=True)
     _empty(folder, keep=CONVERSION)
     _write_state(state, wanted_text)
     return f"{folder} was made from another source or dtype: starting again" if text else ""
+
+
+def _choice(text: str) -> str | None:
+    """The choice in the text of a conversion.json; None where that is not whole."""
+    try:
+        return json.loads(text).get("quantize")
+    except (ValueError, AttributeError):
+        return None
+
+
+def _check_choice(folder: Path, found: str | None, wanted: str | None) -> None:
+    """Hours of work are not thrown away for an option forgotten on the second command line."""
+    if found != wanted:
+        made, asked = (
+            f"with --quantize {c}" if c else "without --quantize" for c in (found, wanted)
+        )
+        raise CheckpointError(
+            f"{folder} is a conversion {made} that was interrupted, and this one is {asked}: run "
+            f"the first command again to finish it, or remove {folder} to start anew"
+        )
 
 
 def _write_state(state: Any, text: str) -> None:

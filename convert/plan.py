@@ -13,7 +13,8 @@ import numpy as np
 from convert.check import Match, find_faults, match, orphan_scales
 from convert.chunking import chunk_shape, tensor_parts
 from convert.hf_reader import Source, Tensor, read_cast, read_dequantised, read_scales
-from convert.mapping import Index, is_ignored, mtp_prefix, places
+from convert.mapping import Fp8, Index, is_ignored, mtp_prefix, places
+from convert.quantise import read_quantised, read_row_scales
 from convert.report import collapse, report
 from glmjax.checkpoint import Manifest, StoredArray, locate
 from glmjax.config import ModelConfig
@@ -63,16 +64,22 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def make_plan(source: Source, dtype: str | None = None) -> Plan:
+def make_plan(source: Source, dtype: str | None = None, quantize: str | None = None) -> Plan:
     """Check a checkpoint's headers and plan its conversion.
 
     Args:
         dtype: cast to "bfloat16" or "float32", and dequantise; None: keep what is stored.
+        quantize: "fp8": quantise what the official FP8 releases do; None: nothing.
 
     Raises:
         CheckpointError: one report of every tensor that is missing, unused, mis-shaped, of a wrong
-            dtype or unclear in its quantisation.
+            dtype or unclear in its quantisation; or `quantize` of what is quantised already.
     """
+    if quantize and source.config.quant:
+        raise CheckpointError(
+            f"{source.folder} is FP8 already ({source.config.quant.method}), and stays so; leave "
+            "--quantize out"
+        )
     has_mtp, notes = _find_mtp(source)
     config = replace(source.config, dtype=dtype or source.config.dtype)
     specs = flat_specs(config, has_mtp)
@@ -80,12 +87,21 @@ def make_plan(source: Source, dtype: str | None = None) -> Plan:
     faults = find_faults(source, matches, dtype)
     if faults:
         raise CheckpointError(report(source.folder, faults))
-    fp8 = {m.place.leaf for m in matches if m.is_fp8 and dtype is None}
+    fp8 = {m.place.leaf for m in matches if _stays_fp8(m, dtype) or _becomes_fp8(m, quantize)}
     arrays = _arrays(matches, config, fp8)
     stored = {path: array.stored for path, array in arrays.items()}
     block_columns = _block(config)[1] if fp8 else None
     manifest = Manifest(config.dtype, has_mtp, tuple(sorted(fp8)), block_columns, stored)
     return Plan(manifest, _by_group(arrays), notes + _orphan_notes(source, matches))
+
+
+def _stays_fp8(m: Match, dtype: str | None) -> bool:
+    return m.is_fp8 and dtype is None
+
+
+def _becomes_fp8(m: Match, quantize: str | None) -> bool:
+    """Whether the official FP8 releases quantise this tensor, and so are we to."""
+    return quantize is not None and m.place.fp8 is Fp8.EXPECTED
 
 
 def _find_mtp(source: Source) -> tuple[bool, tuple[str, ...]]:
@@ -119,7 +135,7 @@ def flat_specs(config: ModelConfig, has_mtp: bool) -> dict[str, ParamSpec]:
 
 
 def _arrays(matches: list[Match], config: ModelConfig, fp8: set[str]) -> dict[str, Array]:
-    """Every stored array by path; the leaves in `fp8` stay FP8."""
+    """Every stored array by path; the leaves in `fp8` are FP8."""
     by_leaf: dict[str, list[Match]] = defaultdict(list)
     for m in matches:
         by_leaf[m.place.leaf].append(m)
@@ -143,16 +159,21 @@ def _plain(leaf: str, matches: list[Match], config: ModelConfig) -> dict[str, Ar
 
 
 def _quantised(leaf: str, matches: list[Match], config: ModelConfig) -> dict[str, Array]:
-    """A leaf that stays FP8: an array of values and one of scales."""
+    """An FP8 leaf: an array of values and one of scales, as they are stored or made of floats."""
     rows, columns = _block(config)
     specs = quantized(matches[0].spec, columns)
-    values: list[tuple[Match, Fill]] = [(m, partial(read_cast, _found(m.tensor))) for m in matches]
-    scales: list[tuple[Match, Fill]] = [
-        (m, partial(read_scales, _found(m.scale), rows)) for m in matches
-    ]
+
+    def values(m: Match) -> Fill:
+        return partial(read_cast if m.is_fp8 else read_quantised, _found(m.tensor))
+
+    def scales(m: Match) -> Fill:
+        if not m.is_fp8:
+            return partial(read_row_scales, _found(m.tensor))
+        return partial(read_scales, _found(m.scale), rows)
+
     return {
-        f"{leaf}/values": _array(specs.values, config, values),
-        f"{leaf}/scale": _array(specs.scale, config, scales),
+        f"{leaf}/values": _array(specs.values, config, [(m, values(m)) for m in matches]),
+        f"{leaf}/scale": _array(specs.scale, config, [(m, scales(m)) for m in matches]),
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from glmjax.checkpoint import open_converted
 from glmjax.config import CacheConfig, MeshConfig, SchedulerConfig
-from glmjax.devices import mesh_for
+from glmjax.devices import kernel_backend, mesh_for
 from glmjax.engine import Engine
 from glmjax.runner.runner import DeviceRunner
 from glmjax.runner.weights import load, load_mtp
@@ -25,31 +25,35 @@ def build(
     cache: CacheConfig | None = None,
     scheduler: SchedulerConfig | None = None,
     name: str | None = None,
+    kernels: str = "auto",
 ) -> tuple[Engine, ServedModel]:
     """Check everything that can be checked, then restore weights and compile every step.
 
     Args:
         folder: what convert/hf_to_orbax.py wrote.
         mesh: how to split the model and the requests over devices.
-        dtype: "bfloat16" or "float32" for weights, activations and KV; None: the checkpoint's.
+        dtype: "bfloat16" or "float32" for weights, activations and, where `cache` does not say
+            otherwise, KV; None: the checkpoint's.
         cache, scheduler: pool and queue sizes; None: defaults.
         name: what clients call the model; None: the folder's name.
+        kernels: how operations are computed, one of `glmjax.devices.KERNELS`.
 
     Raises:
         ConfigError: the mesh, the sizes or the devices do not fit.
         CheckpointError: the folder is not a whole converted checkpoint.
     """
-    scheduler = scheduler or SchedulerConfig()
+    scheduler, cache = scheduler or SchedulerConfig(), cache or CacheConfig()
     converted = open_converted(folder, dtype)
     config = replace(converted.config, deterministic=scheduler.deterministic)
     if scheduler.speculative_num_steps and not converted.manifest.has_mtp:
         log.info("%s has no MTP block: served without drafting", folder)
         scheduler = replace(scheduler, speculative_num_steps=0)
-    limits = make_limits(config, mesh, cache or CacheConfig(), scheduler)
-    log.info("%s", describe(config, mesh, limits))
+    limits, kv_dtype = make_limits(config, mesh, cache, scheduler), cache.stored_dtype(config)
+    log.info("%s", describe(config, mesh, limits, kv_dtype))
     served = ServedModel.load(folder, name, limits.max_seq_len)
     devices = mesh_for(mesh)
+    config = replace(config, kernels=kernel_backend(kernels, devices))
     _, params = load(folder, devices, dtype)
     mtp = load_mtp(folder, devices, dtype) if limits.num_drafts else None
-    runner = DeviceRunner(config, params, devices, limits, mtp)
+    runner = DeviceRunner(config, params, devices, limits, mtp, kv_dtype)
     return Engine(runner, scheduler, served.eos_token_ids), replace(served, config=config)

@@ -23,7 +23,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401  teaches numpy the names bfloat16 and float8_e4m3fn
 import numpy as np
 
-from glmjax.config import ModelConfig
+from glmjax.config import ModelConfig, QuantConfig
 from glmjax.errors import CheckpointError
 
 VERSION = 1
@@ -103,8 +103,9 @@ class Converted:
 
     Attributes:
         folder: where it lies.
-        config: the model as it will be loaded: `dtype` is what was asked for, `quant` is None
-            when nothing is stored quantised, `num_nextn_predict_layers` is 0 without an MTP block.
+        config: the model as it will be loaded: `dtype` is what was asked for, `quant` says what is
+            stored, whatever its config.json says, `num_nextn_predict_layers` is 0 without an MTP
+            block.
         manifest: what is stored.
     """
 
@@ -149,9 +150,14 @@ def open_converted(folder: str | Path, dtype: str | None = None) -> Converted:
         dtype=dtype or manifest.dtype,
         num_nextn_predict_layers=int(manifest.has_mtp),
     )
+    return Converted(folder, replace(config, quant=_quant(config, manifest)), manifest)
+
+
+def _quant(config: ModelConfig, manifest: Manifest) -> QuantConfig | None:
+    """None when nothing is stored quantised; the converter may have quantised a BF16 release."""
     if not manifest.quantized:
-        config = replace(config, quant=None)
-    return Converted(folder, config, manifest)
+        return None
+    return config.quant or QuantConfig("compressed-tensors")
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from glmjax.errors import ConfigError
+from pallas_kernels.backend import REF, Backend
 
 ARCHITECTURE = "Glm4MoeForCausalLM"
 MODEL_TYPE = "glm4_moe"
 DTYPES = ("bfloat16", "float32")
+# --kv-cache-dtype, called as in SGLang -> what K and V are stored as; "auto": as the model computes
+KV_DTYPES = {"bfloat16": "bfloat16", "fp8_e4m3": "float8_e4m3fn"}
+KV_CHOICES = ("auto", *KV_DTYPES)
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float8_e4m3fn": 1}
 MAX_DRAFTS = 15  # beyond that none is accepted often enough to pay
 
 
@@ -76,7 +81,7 @@ def _group(raw: dict[str, Any], key: str, kind: type) -> Any:
 class ModelConfig:
     """Sizes and switches of a GLM-4.5 model, by their HF names (config.json of `glm4_moe`).
 
-    `deterministic` is not the model's but how it runs: `SchedulerConfig.deterministic`.
+    `deterministic` and `kernels` are not the model's but how it runs.
 
     Raises:
         ConfigError: sizes that cannot belong to a model.
@@ -110,6 +115,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     quant: QuantConfig | None = None
     deterministic: bool = False
+    kernels: Backend = REF
 
     def __post_init__(self) -> None:
         _check_positive(self)
@@ -144,10 +150,12 @@ class ModelConfig:
         return replace(self, num_key_value_heads=tensor)
 
     def kv_bytes_per_token(self, dtype: str | None = None, drafting: bool = False) -> int:
-        """Bytes of K and V for one position in all layers; the MTP block's with `drafting` only."""
-        item_bytes = 4 if (dtype or self.dtype) == "float32" else 2
+        """Bytes of K and V for one position in all layers; the MTP block's with `drafting` only.
+
+        `dtype` is what they are stored as, "float8_e4m3fn" too; None: the model's.
+        """
         heads = 2 * self.num_key_value_heads * self.head_dim
-        return (self.num_hidden_layers + drafting) * heads * item_bytes
+        return (self.num_hidden_layers + drafting) * heads * _ITEM_BYTES[dtype or self.dtype]
 
     @classmethod
     def from_hf(cls, path: str | Path) -> ModelConfig:
@@ -190,12 +198,13 @@ class ModelConfig:
         return KNOWN_MODELS[name]
 
 
+_HOW_IT_RUNS = {"deterministic", "kernels"}  # no config.json has them
+
 # config.json key -> field. Where transformers 4 and 5 differ both spellings stand here.
 _HF_KEYS = {
     name: name
     for name, spec in ModelConfig.__dataclass_fields__.items()
-    if name
-    not in ("eos_token_ids", "quant", "rope_theta", "partial_rotary_factor", "deterministic")
+    if name not in {"eos_token_ids", "quant", "rope_theta", "partial_rotary_factor", *_HOW_IT_RUNS}
 } | {
     "num_local_experts": "n_routed_experts",
     "num_mtp_layers": "num_nextn_predict_layers",
@@ -423,11 +432,14 @@ class CacheConfig:
         page_size: token positions a page.
         num_pages: pages a data group, the scratch page included; None: from `memory_bytes`.
         memory_bytes: what the pool of one device may take when `num_pages` is None.
+        dtype: "bfloat16"; "fp8_e4m3", which has no scale and is clamped to +-448, in half the
+            bytes; or "auto", the model's.
     """
 
     page_size: int = 16
     num_pages: int | None = None
     memory_bytes: int = 1 << 30
+    dtype: str = "auto"
 
     def __post_init__(self) -> None:
         if self.page_size < 1 or (self.num_pages is not None and self.num_pages < 2):
@@ -437,6 +449,14 @@ class CacheConfig:
             )
         if self.memory_bytes < 1:
             raise ConfigError(f"the KV pool's memory_bytes is {self.memory_bytes}, expected more")
+        if self.dtype not in KV_CHOICES:
+            raise ConfigError(
+                f"the KV pool's dtype is {self.dtype!r}, expected one of {', '.join(KV_CHOICES)}"
+            )
+
+    def stored_dtype(self, model: ModelConfig) -> str:
+        """What K and V of `model` are stored as, by numpy's name."""
+        return KV_DTYPES.get(self.dtype, model.dtype)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,14 @@ from jax.sharding import Mesh
 from glmjax.config import MeshConfig
 from glmjax.errors import ConfigError
 from glmjax.sharding import make_mesh
+from pallas_kernels.backend import Backend
 
 log = logging.getLogger(__name__)
 
 MIN_CACHED_COMPILE_S = 0.3
+
+KERNELS = ("auto", "ref", "triton", "mosaic")
+TUNED_DEVICES = ("h100", "h200")
 
 
 def cache_folder() -> Path:
@@ -64,3 +68,24 @@ def mesh_for(config: MeshConfig) -> Mesh:
     else:
         log.info("running on %d of %d x %s", config.size, len(devices), devices[0].device_kind)
     return mesh
+
+
+def kernel_backend(choice: str, mesh: Mesh) -> Backend:
+    """How operations run on the devices of `mesh`.
+
+    Args:
+        choice: one of KERNELS; "auto": kernels on GPUs, plain jax.numpy elsewhere. On a CPU kernels
+            are interpreted, which is for testing them.
+
+    Raises:
+        ConfigError: no such choice.
+    """
+    if choice not in KERNELS:
+        raise ConfigError(f"kernels is {choice!r}, expected one of {', '.join(KERNELS)}")
+    device = mesh.devices.flat[0]
+    on_cpu = device.platform == "cpu"
+    name = ("ref" if on_cpu else "mosaic") if choice == "auto" else choice
+    if on_cpu and name != "ref":
+        log.warning("%s kernels are interpreted on a CPU: right, and very slow", name)
+    known = [tuned for tuned in TUNED_DEVICES if tuned in device.device_kind.lower()]
+    return Backend(name, interpret=on_cpu, device=[*known, TUNED_DEVICES[0]][0])

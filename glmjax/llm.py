@@ -80,7 +80,8 @@ class LLM:
             with glmjax.
         mesh: "8" or 8 (tensor parallel), or "2x4" (data groups x tensor parallel).
         dtype: "bfloat16" or "float32"; None: the checkpoint's.
-        cache, scheduler: pool and queue sizes; None: defaults.
+        cache, scheduler: pool and queue sizes, and the KV's dtype; None: defaults.
+        kernels: how operations are computed: "auto", "ref", "triton" or "mosaic".
 
     Raises:
         ConfigError, CheckpointError: as `glmjax.build.build`.
@@ -93,12 +94,15 @@ class LLM:
         dtype: str | None = None,
         cache: CacheConfig | None = None,
         scheduler: SchedulerConfig | None = None,
+        kernels: str = "auto",
     ):
         scheduler = scheduler or SchedulerConfig()
         devices = MeshConfig.parse(mesh)
         folder = converted(devices.size) if model is None else model
         self._open_engine: Engine | None
-        self._open_engine, self._served = build(folder, devices, dtype, cache, scheduler)
+        self._open_engine, self._served = build(
+            folder, devices, dtype, cache, scheduler, kernels=kernels
+        )
         self._queue_limit = scheduler.max_queued_requests
 
     def __enter__(self) -> LLM:

@@ -1,4 +1,7 @@
-"""Grouped expert MLPs: every token through its chosen experts, no token dropped."""
+"""Grouped expert MLPs: every token through its chosen experts, no token dropped.
+
+Here in plain jax.numpy, which is differentiable; from kernels in `moe_kernels`.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import moe_kernels
 from pallas_kernels.activation import silu_mul
-from pallas_kernels.linear import quantize, split_blocks
+from pallas_kernels.backend import REF, Backend
+from pallas_kernels.linear import QuantRows, quantize, split_blocks
 
 MANY_TOKENS = 512
 SLACKS = (1.25, 1.5, 2.0, 3.0)
@@ -23,15 +28,18 @@ def grouped_mlp(
     gate_up_scale: jax.Array | None = None,
     down_scale: jax.Array | None = None,
     *,
+    shared: jax.Array | None = None,
+    quantized: QuantRows | None = None,
     block: int | None = None,
     rows: int | None = None,
+    backend: Backend = REF,
 ) -> jax.Array:
     """Sum over a token's experts e of weight * down_e(silu(gate_e x) * up_e x).
 
-    Experts are computed as one batched product over buffers [E, C, D]. The capacity C is the
-    smallest of a few that holds the busiest expert, chosen on the device for each call. With `rows`
-    it is fixed, and the busiest expert takes as many rounds as it needs: then products have one
-    shape, whoever shares the call. Not differentiable.
+    In plain jax.numpy experts are computed as one batched product over buffers [E, C, D]. The
+    capacity C is the smallest of a few that holds the busiest expert, chosen on the device for each
+    call. With `rows` it is fixed, and the busiest expert takes as many rounds as it needs: then
+    products have one shape, whoever shares the call. Not differentiable; nor are kernels.
 
     Args:
         x: [T, D].
@@ -40,19 +48,30 @@ def grouped_mlp(
         gate_up: [E, 2, F, D], gate first.
         down: [E, D, F].
         gate_up_scale, down_scale: float32 [E, 2, F, B], [E, D, B] where the weights are FP8.
+        shared: [T, D] in x's dtype, added to the sum once that is rounded to it.
+        quantized: x by `quantize_rows(x, block)`, where the caller has it; kernels use it.
         block: columns that share a scale, as in `scaled_linear`.
-        rows: the fixed capacity; None: chosen.
+        rows: the fixed capacity; None: chosen. Kernels need none.
 
     Returns:
-        float32 [T, D].
+        [T, D], in x's dtype with `shared`, in float32 without.
     """
+    experts = (gate_up, gate_up_scale, down, down_scale)
+    if backend.kernels:
+        return moe_kernels.grouped_mlp(
+            x, ids, weights, experts, shared, quantized, block=block, backend=backend
+        )
+    routed = _grouped_mlp(x, ids, weights, experts, block=block, rows=rows)
+    return routed if shared is None else routed.astype(x.dtype) + shared
+
+
+def _grouped_mlp(x, ids, weights, experts, *, block: int | None, rows: int | None) -> jax.Array:
+    gate_up, *_ = experts
     slots, load = _slots(ids, gate_up.shape[0])
     if rows is not None:
-        experts = (gate_up, gate_up_scale, down, down_scale)
         return _in_rounds(x, ids, slots, weights, experts, load, rows=rows, block=block)
     capacities = _capacities(ids.shape[0], ids.shape[1] / gate_up.shape[0])
     index = jnp.searchsorted(jnp.array(capacities), load)
-    experts = (gate_up, gate_up_scale, down, down_scale)
     return _computed(capacities, block, (index, ids, slots), x, weights, experts)
 
 
@@ -133,7 +152,8 @@ def _chosen(x, ids, slots, experts, *, capacity: int, block: int | None) -> jax.
         jnp.broadcast_to(x[tokens], (*ids.shape, x.shape[1])), mode="drop"
     )
     hidden = _batched(buffers, gate_up, gate_up_scale, block)
-    hidden = silu_mul(hidden[:, :, 0], hidden[:, :, 1]).astype(x.dtype)
+    hidden = silu_mul(hidden.reshape(-1, *hidden.shape[2:])).astype(x.dtype)
+    hidden = hidden.reshape(num_experts, capacity, -1)
     out = _batched(hidden, down, down_scale, block)
     return out.at[ids, slots].get(mode="fill", fill_value=0)
 

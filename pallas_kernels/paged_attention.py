@@ -5,6 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import paged_attention_triton
+from pallas_kernels.backend import REF, Backend
+from pallas_kernels.pool_bits import floats, stored
+
 NEG_INF = -1e30
 BLOCK_TOKENS = 128  # positions looked at together: large enough to amortise the loop
 
@@ -22,10 +26,11 @@ def write_kv(
 
     Pools are [L, P, S, K, h]; donated, they are written in place. Padding goes to page 0. A uint16
     pool holds the bits of bfloat16: on a CPU, XLA would convert a whole bfloat16 pool to float32
-    and back at every access.
+    and back at every access. A float8_e4m3fn pool has no scale: what lies beyond its range, +-448,
+    is clamped.
     """
-    k_pages = k_pages.at[layer, page_ids, offsets].set(_stored(k, k_pages.dtype))
-    v_pages = v_pages.at[layer, page_ids, offsets].set(_stored(v, v_pages.dtype))
+    k_pages = k_pages.at[layer, page_ids, offsets].set(stored(k, k_pages.dtype))
+    v_pages = v_pages.at[layer, page_ids, offsets].set(stored(v, v_pages.dtype))
     return k_pages, v_pages
 
 
@@ -42,6 +47,7 @@ def paged_attention(
     *,
     max_q_len: int,
     scale: float,
+    backend: Backend = REF,
 ) -> jax.Array:
     """Causal grouped-query attention of packed query tokens against their sequences' pages.
 
@@ -58,10 +64,24 @@ def paged_attention(
         q_starts, q_lens, seq_lens: int32 [R]; seq_lens count the query tokens.
         max_q_len: static bound of q_lens.
         scale: multiplies the scores.
+        backend: "mosaic" runs the Triton kernel too.
 
     Returns:
         [T, H, h] in q's dtype; zeros where no row reaches.
+
+    Raises:
+        ValueError: for sizes that the backend's kernel cannot run.
     """
+    arrays = (q, k_pages, v_pages, layer, page_table, slots, q_starts, q_lens, seq_lens)
+    sizes = {"max_q_len": max_q_len, "scale": scale}
+    if backend.kernels:
+        return paged_attention_triton.attend(*arrays, **sizes, backend=backend)
+    return _attend(*arrays, **sizes)
+
+
+def _attend(
+    q, k_pages, v_pages, layer, page_table, slots, q_starts, q_lens, seq_lens, *, max_q_len, scale
+) -> jax.Array:
     kv_heads, page_size = k_pages.shape[3], k_pages.shape[2]
     index = q_starts[:, None] + jnp.arange(max_q_len)
     queries = q.at[index].get(mode="clip")
@@ -91,14 +111,9 @@ def paged_attention(
     _, total, acc = jax.lax.fori_loop(0, blocks, visit, start)
     out = acc / jnp.where(total > 0, total, 1.0)[..., None]
     out = jnp.moveaxis(out, 3, 1).reshape(rows, max_q_len, heads, head_dim).astype(q.dtype)
+    q_lens = jnp.where(slots < page_table.shape[0], q_lens, 0)
     target = jnp.where(jnp.arange(max_q_len) < q_lens[:, None], index, q.shape[0])
     return jnp.zeros_like(q).at[target].set(out, mode="drop")
-
-
-def _stored(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    if dtype == jnp.uint16:
-        return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
-    return x.astype(dtype)
 
 
 def table_width(pages: int, page_size: int) -> int:
@@ -114,8 +129,9 @@ def _gather(pool: jax.Array, layer: jax.Array, pages: jax.Array) -> jax.Array:
     """Pages [R, n] of one layer as float32 [R, n * S, K, h]."""
     taken = pool[layer, pages]
     if pool.dtype == jnp.uint16:
+        # the same numbers as of `floats`, many times faster on a CPU
         taken = jax.lax.bitcast_convert_type(taken.astype(jnp.uint32) << 16, jnp.float32)
-    taken = taken.astype(jnp.float32)
+    taken = floats(taken).astype(jnp.float32)
     return taken.reshape(pages.shape[0], -1, *pool.shape[3:])
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import router_triton
+from pallas_kernels.backend import REF, Backend
+
 
 def route(
     logits: jax.Array,
@@ -15,24 +18,41 @@ def route(
     topk_group: int,
     norm_topk_prob: bool,
     scaling_factor: float,
+    valid: jax.Array | None = None,
+    backend: Backend = REF,
 ) -> tuple[jax.Array, jax.Array]:
     """Choose `top_k` experts a token (HF Glm4MoeTopkRouter; DeepSeek-V3, arXiv 2412.19437).
+
+    One kernel where all groups take part; groups that compete are chosen by plain jax.numpy on any
+    backend.
 
     Args:
         logits: float32 [T, E].
         bias: float32 [E], `e_score_correction_bias`.
+        valid: bool [T]; the others are padding, whose ids are E. None: all are.
 
     Returns:
         ids int32 [T, top_k], and weights float32 [T, top_k] from the unbiased scores. Ties go to
         the lowest expert.
     """
+    valid = jnp.ones(logits.shape[0], bool) if valid is None else valid
+    if backend.kernels and n_group == topk_group:
+        return router_triton.route(
+            logits,
+            bias,
+            valid,
+            top_k=top_k,
+            norm=norm_topk_prob,
+            scaling=scaling_factor,
+            interpret=backend.interpret,
+        )
     scores = jax.nn.sigmoid(logits)
     choice = _mask_groups(scores + bias, n_group, topk_group)
     ids = jax.lax.top_k(choice, top_k)[1]
     weights = jnp.take_along_axis(scores, ids, axis=-1)
     if norm_topk_prob:
         weights = weights / (jnp.sum(weights, axis=-1, keepdims=True) + 1e-20)
-    return ids, weights * scaling_factor
+    return jnp.where(valid[:, None], ids, logits.shape[1]), weights * scaling_factor
 
 
 def _mask_groups(choice: jax.Array, n_group: int, topk_group: int) -> jax.Array:

@@ -21,6 +21,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 settings.register_profile("glmjax", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("glmjax")
 
+APART = ("aot",)  # folders whose tests share nothing, so that processes share them out
 LONGEST = ("e2e", "runner", "train")  # folders that go first, so that none of them goes alone
 
 
@@ -33,7 +34,8 @@ class ByFolder(LoadScopeScheduling):
     """A folder's tests run in one process, which compiles what they share once."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return folder_of(nodeid)
+        folder = folder_of(nodeid)
+        return nodeid if folder in APART else folder
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFolder:

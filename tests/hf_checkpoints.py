@@ -110,11 +110,17 @@ def quantise(
         if not is_linear(name):
             result[name] = values
             continue
-        scale = _scales(values.astype(np.float32), block).astype(scale_dtype)
+        scale = _narrowed(_scales(values.astype(np.float32), block), scale_dtype)
         spread = _spread(scale, values.shape, block)
         result[name] = (values.astype(np.float32) / spread).astype(FP8)
         result[name + suffix] = scale
     return result
+
+
+def _narrowed(scale: np.ndarray, dtype: Any) -> np.ndarray:
+    """Scales in `dtype`; a power of two is the next above, so that no value leaves FP8's range."""
+    powers = np.dtype(dtype) == ml_dtypes.float8_e8m0fnu
+    return (2.0 ** np.ceil(np.log2(scale)) if powers else scale).astype(dtype)
 
 
 def quantization_config(block: tuple[int, int] | None, stored: Tensors) -> dict[str, Any]:
@@ -246,3 +252,16 @@ def _layer(c: ModelConfig, index: int, root: str, stored: Tensors) -> Tensors:
     leaves = {f"{root}/{k}": v for k, v in matrices(c, prefix, moe, stored).items()}
     gate = {f"{root}/mlp/gate": stored[f"{prefix}.mlp.gate.weight"]} if moe else {}
     return leaves | gate
+
+
+def fp8_tree(c: ModelConfig, stored: Tensors, block: tuple[int, int] | None = None) -> Tensors:
+    """The tree of an FP8 checkpoint: fused values, fused scales, and the rest."""
+    plain = {n: a for n, a in stored.items() if not n.endswith(("_scale", "_scale_inv"))}
+    scales = row_scales(stored, block)
+    # The rest has no scales: its own values stand in where only paths matter.
+    values, scale = tree(c, plain), tree(c, plain | scales)
+    leaves = {path: a for path, a in values.items() if a.dtype != FP8}
+    for path, array in values.items():
+        if array.dtype == FP8:
+            leaves |= {f"{path}/values": array, f"{path}/scale": scale[path]}
+    return leaves

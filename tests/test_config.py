@@ -84,7 +84,7 @@ SMALL = ModelConfig(
 def as_transformers_4(config: ModelConfig) -> dict[str, Any]:
     """A config.json as transformers 4 wrote it: everything at the top level."""
     raw = {name: getattr(config, name) for name in ModelConfig.__dataclass_fields__}
-    del raw["quant"]
+    del raw["quant"], raw["kernels"]
     raw["torch_dtype"] = raw.pop("dtype")
     raw["eos_token_id"] = list(raw.pop("eos_token_ids"))
     raw |= {"rope_scaling": None, "hidden_act": "silu", "use_cache": True}
@@ -257,7 +257,7 @@ def test_known_models_have_their_exact_values(name, suffix):
     config = ModelConfig.from_name(f"zai-org/{name}{suffix}")
     expected = RELEASES[name]
     assert {field: getattr(config, field) for field in expected} == expected
-    assert set(ModelConfig.__dataclass_fields__) == {*expected, "quant", "deterministic"}
+    assert set(ModelConfig.__dataclass_fields__) == {*expected, "quant", "deterministic", "kernels"}
     assert (config.quant is not None) == bool(suffix)
 
 
@@ -285,6 +285,7 @@ def test_unknown_name_lists_the_known_ones():
         ("zai-org/GLM-4.5", None, 376_832),
         ("zai-org/GLM-4.7", "bfloat16", 376_832),
         ("zai-org/GLM-4.5-Air", "float32", 2 * 188_416),
+        ("zai-org/GLM-4.5", "float8_e4m3fn", 188_416),
     ],
 )
 def test_kv_bytes_per_token(name, dtype, expected):
@@ -446,6 +447,7 @@ def test_a_mesh_may_repeat_kv_heads_that_share_out_their_queries(kv_heads, heads
     [
         (CacheConfig, {"page_size": 0}, "page_size 0 must be 1 or more"),
         (CacheConfig, {"num_pages": 1}, "num_pages 1 2 or more"),
+        (CacheConfig, {"dtype": "fp8_e5m2"}, "one of auto, bfloat16, fp8_e4m3"),
         (SchedulerConfig, {"max_running_requests": 0}, "max_running_requests is 0, expected 1"),
         (SchedulerConfig, {"max_queued_requests": 0}, "max_queued_requests is 0, expected 1"),
         (SchedulerConfig, {"chunked_prefill_size": 1}, "chunked_prefill_size is 1, expected 2"),

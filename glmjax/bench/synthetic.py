@@ -134,6 +134,7 @@ def hf_config(config: ModelConfig, dtype: str, eos_token_ids: tuple[int, ...]) -
         "eos_token_ids",
         "quant",
         "deterministic",
+        "kernels",
     }
     rope = {
         "rope_type": "default",

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from glmjax.config import ModelConfig
-from glmjax.model.quant import matmul
+from glmjax.model.quant import Activation, Weight, matmul
 from glmjax.model.spec import ParamSpec, param
-from pallas_kernels.norm import rms_norm
-from pallas_kernels.paged_attention import paged_attention, write_kv
-from pallas_kernels.rope import apply_rope, rope_table
+from pallas_kernels.backend import Backend
+from pallas_kernels.paged_attention import paged_attention
+from pallas_kernels.rope import Rotation, rope_table, rotate_and_store
 
 
 @jax.tree_util.register_dataclass
@@ -73,19 +73,21 @@ class Batch:
 
     def attend(
         self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
+        qkv: jax.Array,
+        rotation: Rotation,
         kv: KVPool,
         layer: jax.Array,
         scale: float,
+        backend: Backend,
     ) -> tuple[jax.Array, KVPool]:
-        """Write k and v [T, K, h] into the pool, then look back from q [T, H, h] -> [T, H, h]."""
-        pools = write_kv(kv.k, kv.v, k, v, layer, self.page_ids, self.offsets)
+        """Write keys and values into the pool, then look back from the queries -> [T, H, h]."""
+        places = layer, self.page_ids, self.offsets
+        q, keys, values = rotate_and_store(qkv, rotation, kv.k, kv.v, *places, backend=backend)
         out = [
             paged_attention(
                 q[part.first : part.first + part.tokens],
-                *pools,
+                keys,
+                values,
                 layer,
                 self.page_table,
                 part.slots,
@@ -94,10 +96,11 @@ class Batch:
                 part.seq_lens,
                 max_q_len=part.max_q_len,
                 scale=scale,
+                backend=backend,
             )
             for part in self.parts
         ]
-        return jnp.concatenate(out), KVPool(*pools)
+        return jnp.concatenate(out), KVPool(keys, values)
 
 
 class Layout(Protocol):
@@ -115,9 +118,19 @@ class Layout(Protocol):
     def valid(self) -> jax.Array: ...
 
     def attend(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, kv: Any, layer: jax.Array, scale: float
+        self,
+        qkv: jax.Array,
+        rotation: Rotation,
+        kv: Any,
+        layer: jax.Array,
+        scale: float,
+        backend: Backend,
     ) -> tuple[jax.Array, Any]:
-        """Causal attention of q [T, H, h] over k and v [T, K, h] and what `kv` holds."""
+        """Causal attention [T, H, h] over the keys and values of qkv and what `kv` holds.
+
+        Args:
+            qkv: [T, K, G + 2, h], projected; `rotation` makes queries, keys and values of it.
+        """
         ...
 
 
@@ -192,30 +205,27 @@ class Attention(nnx.Module):
 
     def __call__(
         self,
-        x: jax.Array,
+        x: Activation,
         vectors: dict[str, jax.Array],
         kv: Any,
         layout: Layout,
         layer: jax.Array,
     ) -> tuple[jax.Array, Any]:
         """x [T, D] -> [T, D] to be summed over tensor-parallel devices, and the pool written."""
-        q, k, v = self._project(x, vectors)
-        q, k = self._rotate(q, k, vectors, layout.positions)
-        out, kv = layout.attend(q, k, v, kv, layer, self.config.head_dim**-0.5)
-        return matmul(out.reshape(x.shape[0], -1), self.o_proj.get_value()), kv
+        c, dtype, tokens = self.config, x.rows.dtype, x.rows.shape[0]
+        weight = self.qkv_proj.get_value()
+        qkv = matmul(x.of(weight), weight, dtype, c.kernels)
+        rotation = self._rotation(vectors, layout.positions)
+        out, kv = layout.attend(qkv, rotation, kv, layer, c.head_dim**-0.5, c.kernels)
+        return matmul(out.reshape(tokens, -1), self.o_proj.get_value(), dtype, c.kernels), kv
 
-    def _project(self, x: jax.Array, vectors: dict[str, jax.Array]):
-        """q [T, H, h], k and v [T, K, h] of this device's heads."""
-        qkv = matmul(x, self.qkv_proj.get_value())
-        if self.config.attention_bias:
-            qkv = qkv + vectors["qkv_bias"]
-        q = qkv[:, :, :-2].reshape(x.shape[0], -1, self.config.head_dim)
-        return q, qkv[:, :, -2], qkv[:, :, -1]
+    def inputs(self) -> tuple[Weight, ...]:
+        """The weights that a layer's norm is multiplied with."""
+        return (self.qkv_proj.get_value(),)
 
-    def _rotate(self, q, k, vectors, positions):
-        """QK-norm, where the model has it, then RoPE."""
-        if self.config.use_qk_norm:
-            q = rms_norm(q, vectors["q_norm"], self.config.rms_norm_eps)
-            k = rms_norm(k, vectors["k_norm"], self.config.rms_norm_eps)
-        cos, sin = rope_table(positions, self.config.rotary_dim, self.config.rope_theta)
-        return apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+    def _rotation(self, vectors: dict[str, jax.Array], positions: jax.Array) -> Rotation:
+        """What is done to projected heads before they attend."""
+        c = self.config
+        cos, sin = rope_table(positions, c.rotary_dim, c.rope_theta)
+        bias, q_norm, k_norm = (vectors.get(name) for name in ("qkv_bias", "q_norm", "k_norm"))
+        return Rotation(bias, q_norm, k_norm, cos, sin, c.rms_norm_eps)

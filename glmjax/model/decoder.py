@@ -14,6 +14,7 @@ from glmjax.model.attention import Attention, Layout
 from glmjax.model.blocks import map_blocks, run_in_blocks
 from glmjax.model.layers import DenseMLP, LayerVectors, embed, logits
 from glmjax.model.moe import MoE, Routing
+from glmjax.model.quant import Activation, takes_rows
 from glmjax.model.spec import param
 from glmjax.sharding import psum_tensor
 from pallas_kernels.norm import add_rms_norm
@@ -28,7 +29,7 @@ class DecoderLayer(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, moe: bool):
-        self.eps = config.rms_norm_eps
+        self.config = config
         self.self_attn = Attention(config)
         self.mlp = MoE(config) if moe else DenseMLP(config)
 
@@ -42,13 +43,27 @@ class DecoderLayer(nnx.Module):
         layer: jax.Array,
     ) -> tuple[jax.Array, jax.Array, Any, Routing | None]:
         """x and residual [T, D], whose sum is the stream, -> the same after this layer."""
-        x, residual = add_rms_norm(x, residual, vectors["input_layernorm"], self.eps)
-        x, kv = self.self_attn(x, vectors, kv, layout, layer)
-        x, residual = add_rms_norm(
-            psum_tensor(x), residual, vectors["post_attention_layernorm"], self.eps
-        )
-        x, routing = self.mlp(x, vectors, layout.valid)
+        normed, residual = self._norm(x, residual, vectors["input_layernorm"], self.self_attn)
+        x, kv = self.self_attn(normed, vectors, kv, layout, layer)
+        x = psum_tensor(x)
+        normed, residual = self._norm(x, residual, vectors["post_attention_layernorm"], self.mlp)
+        x, routing = self.mlp(normed, vectors, layout.valid)
         return psum_tensor(x), residual, kv, routing
+
+    def _norm(
+        self,
+        x: jax.Array,
+        residual: jax.Array,
+        weight: jax.Array,
+        block: Attention | DenseMLP | MoE,
+    ) -> tuple[Activation, jax.Array]:
+        """The stream normed, in each form that the weights of `block` take; and the stream."""
+        eps, backend = self.config.rms_norm_eps, self.config.kernels
+        quantize = any(takes_rows(weight) for weight in block.inputs())
+        rows, quantized, residual = add_rms_norm(
+            x, residual, weight, eps, quantize=quantize, backend=backend
+        )
+        return Activation(rows, quantized), residual
 
 
 @partial(jax.jit, static_argnums=0)
@@ -97,7 +112,8 @@ class Decoder(nnx.Module):
             vectors = self.vectors.row(i)
             x, residual, kv, routing = run_layer(layer, i, x, residual, vectors, kv, layout)
             routings += [] if routing is None else [routing]
-        x, _ = add_rms_norm(x, residual, self.norm.get_value(), self.config.rms_norm_eps)
+        eps, backend = self.config.rms_norm_eps, self.config.kernels
+        x, _, _ = add_rms_norm(x, residual, self.norm.get_value(), eps, backend=backend)
         return x, kv, routings
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from glmjax.config import ModelConfig
-from glmjax.model.quant import Weight, matmul
+from glmjax.model.quant import Activation, Weight, matmul, takes_rows
 from glmjax.model.spec import param
 from glmjax.sharding import gather_tensor, psum_tensor, tensor_index
 from pallas_kernels.activation import silu_mul
+from pallas_kernels.backend import REF, Backend
 from pallas_kernels.linear import dot
 
 
@@ -50,21 +51,29 @@ class DenseMLP(nnx.Module):
     """SwiGLU MLP of the first layers; returns this device's part of the sum."""
 
     def __init__(self, config: ModelConfig):
+        self.config = config
         width, hidden = config.intermediate_size, config.hidden_size
         self.gate_up_proj = param((2, width, hidden), config.dtype, (None, "mlp", "embed"))
         self.down_proj = param((hidden, width), config.dtype, ("embed", "mlp"))
 
     def __call__(
-        self, x: jax.Array, vectors: dict[str, jax.Array], valid: jax.Array
+        self, x: Activation, vectors: dict[str, jax.Array], valid: jax.Array
     ) -> tuple[jax.Array, None]:
         """x [T, D] -> [T, D], still to be summed over tensor-parallel devices; no routing."""
-        return swiglu(x, self.gate_up_proj.get_value(), self.down_proj.get_value()), None
+        weights = self.gate_up_proj.get_value(), self.down_proj.get_value()
+        return swiglu(x, *weights, self.config.kernels), None
+
+    def inputs(self) -> tuple[Weight, ...]:
+        """The weights that a layer's norm is multiplied with."""
+        return (self.gate_up_proj.get_value(),)
 
 
-def swiglu(x: jax.Array, gate_up: Weight, down: Weight) -> jax.Array:
+def swiglu(x: Activation, gate_up: Weight, down: Weight, backend: Backend = REF) -> jax.Array:
     """down(silu(gate x) * up x) with gate_up [2, F, D] and down [D, F]: [T, D] -> [T, D]."""
-    hidden = matmul(x, gate_up)
-    return matmul(silu_mul(hidden[:, 0], hidden[:, 1]), down)
+    dtype = x.rows.dtype
+    hidden = matmul(x.of(gate_up), gate_up, dtype, backend)
+    hidden = silu_mul(hidden, quantize=takes_rows(down), backend=backend)
+    return matmul(hidden, down, dtype, backend)
 
 
 def embed(input_ids: jax.Array, table: jax.Array) -> jax.Array:

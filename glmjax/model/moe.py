@@ -10,8 +10,9 @@ from flax import nnx
 
 from glmjax.config import ModelConfig
 from glmjax.model.layers import swiglu
-from glmjax.model.quant import QuantArray, Weight
+from glmjax.model.quant import Activation, QuantArray, Weight
 from glmjax.model.spec import param
+from pallas_kernels.linear import dot
 from pallas_kernels.moe import grouped_mlp
 from pallas_kernels.router import route
 
@@ -51,36 +52,57 @@ class MoE(nnx.Module):
         self.shared_down_proj = param((hidden, shared), dtype, ("embed", "mlp"))
 
     def __call__(
-        self, x: jax.Array, vectors: dict[str, jax.Array], valid: jax.Array
+        self, x: Activation, vectors: dict[str, jax.Array], valid: jax.Array
     ) -> tuple[jax.Array, Routing]:
         """x [T, D] -> [T, D], still to be summed over tensor-parallel devices, and the choices."""
-        logits = self._logits(x)
-        ids, weights = self._route(logits, vectors["e_score_correction_bias"])
-        ids = jnp.where(valid[:, None], ids, self.config.n_routed_experts)
+        backend = self.config.kernels
+        logits = self._logits(x.rows)
+        ids, weights = self._route(logits, vectors["e_score_correction_bias"], valid)
         gate_up, gate_up_scale, block = _parts(self.experts_gate_up_proj.get_value())
         down, down_scale, _ = _parts(self.experts_down_proj.get_value())
-        rows = EXPERT_ROWS if self.config.deterministic else None
-        routed = grouped_mlp(
-            x, ids, weights, gate_up, down, gate_up_scale, down_scale, block=block, rows=rows
+        shared = self.shared_gate_up_proj.get_value(), self.shared_down_proj.get_value()
+        out = grouped_mlp(
+            x.rows,
+            ids,
+            weights,
+            gate_up,
+            down,
+            gate_up_scale,
+            down_scale,
+            shared=swiglu(x, *shared, backend),
+            quantized=x.quantized if block is None else None,
+            block=block,
+            rows=EXPERT_ROWS if self.config.deterministic else None,
+            backend=backend,
         )
-        shared = swiglu(x, self.shared_gate_up_proj.get_value(), self.shared_down_proj.get_value())
-        return routed.astype(x.dtype) + shared, Routing(jax.nn.sigmoid(logits), ids)
+        return out, Routing(jax.nn.sigmoid(logits), ids)
+
+    def inputs(self) -> tuple[Weight, ...]:
+        """The weights that a layer's norm is multiplied with."""
+        return self.experts_gate_up_proj.get_value(), self.shared_gate_up_proj.get_value()
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        """Float32 [T, E], stated to be exact: a GPU's default may be TF32."""
+        """Float32 [T, E]. Products of bfloat16 are exact in float32; a GPU's TF32 is ruled out."""
+        gate = self.gate.get_value()
+        if self.config.kernels.kernels and gate.dtype == jnp.bfloat16:
+            return dot("td,ed->te", x, gate)
         return jnp.einsum(
             "td,ed->te",
             x.astype(jnp.float32),
-            self.gate.get_value().astype(jnp.float32),
+            gate.astype(jnp.float32),
             precision=jax.lax.Precision.HIGHEST,
         )
 
-    def _route(self, logits: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Expert ids and float32 weights [T, k]."""
+    def _route(
+        self, logits: jax.Array, bias: jax.Array, valid: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Expert ids and float32 weights [T, k]; tokens that are not valid have ids of E."""
         c = self.config
         return route(
             logits,
             bias,
+            valid=valid,
+            backend=c.kernels,
             top_k=c.num_experts_per_tok,
             n_group=c.n_group,
             topk_group=c.topk_group,

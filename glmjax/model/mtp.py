@@ -66,9 +66,12 @@ class MTP(nnx.Module):
             rms_norm(embedded, self.enorm.get_value(), eps),
             rms_norm(hidden, self.hnorm.get_value(), eps),
         ]
-        x = matmul(jnp.concatenate(parts, axis=-1), self.eh_proj.get_value())
+        backend = self.config.kernels
+        both = jnp.concatenate(parts, axis=-1)
+        x = matmul(both, self.eh_proj.get_value(), both.dtype, backend)
         x, residual, kv, routing = run_layer(
             self.layer, kv_layer, x, jnp.zeros_like(x), self.vectors.row(0), kv, layout
         )
-        x, _ = add_rms_norm(x, residual, self.shared_head_norm.get_value(), eps)
+        weight = self.shared_head_norm.get_value()
+        x, _, _ = add_rms_norm(x, residual, weight, eps, backend=backend)
         return x, kv, routing

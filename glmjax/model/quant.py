@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+from jax.typing import DTypeLike
 
-from pallas_kernels.linear import linear, scaled_linear
+from pallas_kernels.backend import REF, Backend
+from pallas_kernels.linear import QuantRows, linear, quantize_rows, scaled_linear
 
 
 @jax.tree_util.register_dataclass
@@ -29,8 +31,40 @@ class QuantArray:
 Weight = jax.Array | QuantArray
 
 
-def matmul(x: jax.Array, weight: Weight) -> jax.Array:
-    """x [T, in] times weight [..., out, in] -> [T, ..., out] in x's dtype."""
+class Activation(NamedTuple):
+    """What enters products with several weights, some of them perhaps in FP8.
+
+    Attributes:
+        rows: [T, in].
+        quantized: the same for weights that take rows quantised with one scale each, where whoever
+            made the rows quantised them as well.
+    """
+
+    rows: jax.Array
+    quantized: QuantRows | None = None
+
+    def of(self, weight: Weight) -> jax.Array | QuantRows:
+        """The form that `weight` is multiplied with."""
+        return self.rows if self.quantized is None or not takes_rows(weight) else self.quantized
+
+
+def takes_rows(weight: Weight) -> bool:
+    """Whether `weight` is multiplied with rows that are quantised with one scale each."""
+    return isinstance(weight, QuantArray) and weight.block is None
+
+
+def matmul(
+    x: jax.Array | QuantRows, weight: Weight, dtype: DTypeLike, backend: Backend = REF
+) -> jax.Array:
+    """x [T, in] times weight [..., out, in] -> [T, ..., out] in `dtype`.
+
+    Quantised rows are for weights that `takes_rows`.
+    """
     if isinstance(weight, QuantArray):
-        return scaled_linear(x, weight.values, weight.scale, weight.block)
-    return linear(x, weight)
+        rows = x
+        if not isinstance(rows, QuantRows):
+            rows = quantize_rows(rows, weight.block, backend=backend)
+        values, scale = weight.values, weight.scale
+        return scaled_linear(rows, values, scale, weight.block, out_dtype=dtype, backend=backend)
+    assert not isinstance(x, QuantRows), "a product of FP8 rows and other weights"
+    return linear(x, weight).astype(dtype)

@@ -27,6 +27,10 @@ MAX_COMPILERS = 8  # each holds a whole program in memory
 # XLA's CPU compiler would lift the conversion of a whole bf16 KV pool out of the attention loop.
 CPU_OPTIONS: dict[str, str | bool] = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 
+# Triton's GEMMs win here and there, but only a measurement on the GPU knows their tiles: cublasLt's
+# are what was checked without one.
+GPU_OPTIONS: dict[str, str | bool] = {"xla_gpu_enable_triton_gemm": False}
+
 
 def lower_step(
     model: ModelConfig, limits: Limits, bucket: Bucket, mesh: Mesh, params: Any, state: Any
@@ -38,7 +42,8 @@ def lower_step(
     inputs = abstract((blob, masks), mesh)
     # A GPU's default for float32 may be TF32, with 10 bits of mantissa.
     with jax.default_matmul_precision("highest" if model.dtype == "float32" else None):
-        return jax.jit(step, donate_argnums=1).lower(params, state, *inputs)
+        traced = jax.jit(step, donate_argnums=1).trace(params, state, *inputs)
+        return traced.lower(lowering_platforms=_platforms(mesh))
 
 
 def compile_all(
@@ -46,7 +51,7 @@ def compile_all(
 ) -> Programs:
     """Compile every bucket of `limits`, several at a time; a bar on a terminal, else lines."""
     began = time.monotonic()
-    options = CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None
+    options = CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else GPU_OPTIONS
     programs: Programs = {}
     with ThreadPoolExecutor(min(MAX_COMPILERS, os.cpu_count() or 1)) as pool:
         running = {}
@@ -60,3 +65,8 @@ def compile_all(
                 log.info("compiled %d of %d step shapes", len(programs), len(limits.buckets))
     log.info("compiling took %.1f s", time.monotonic() - began)
     return programs
+
+
+def _platforms(mesh: Mesh) -> tuple[str, ...] | None:
+    """What to lower for, where JAX itself may run on another: GPUs that are only described."""
+    return ("cuda",) if mesh.devices.flat[0].platform == "gpu" else None

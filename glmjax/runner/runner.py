@@ -25,6 +25,9 @@ from glmjax.sharding import named_sharding
 
 log = logging.getLogger(__name__)
 
+# On a CPU a pool holds bits: XLA would convert the whole of it to a wider float at every access.
+_CPU_BITS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8"}
+
 
 @dataclass(frozen=True)
 class DeviceHandle:
@@ -50,10 +53,17 @@ class DeviceRunner:
         mesh: devices.
         limits: shapes; all are compiled here, ahead of serving.
         mtp: the MTP block's, as `load_mtp` restores them; needed where `limits` have drafts.
+        kv_dtype: what K and V are stored as, numpy's name; None: the model's dtype.
     """
 
     def __init__(
-        self, model: ModelConfig, params: Any, mesh: Mesh, limits: Limits, mtp: Any = None
+        self,
+        model: ModelConfig,
+        params: Any,
+        mesh: Mesh,
+        limits: Limits,
+        mtp: Any = None,
+        kv_dtype: str | None = None,
     ):
         if limits.num_drafts and mtp is None:
             raise ValueError(f"{limits.num_drafts} drafts, but no MTP block to draft with")
@@ -62,7 +72,7 @@ class DeviceRunner:
         self._params = {"model": params} | ({"mtp": mtp} if limits.num_drafts else {})
         self._kv_heads = model.num_key_value_heads
         model = model.replicated(tensor_size(mesh))
-        self._specs = state_specs(model, limits, kv_dtype(model, mesh))
+        self._specs = state_specs(model, limits, pool_dtype(kv_dtype or model.dtype, mesh))
         self._state = make_state(self._specs, mesh)
         self._programs = compile_all(model, limits, mesh, self._params, self._state)
         self._entries = Entries(mesh, limits, self._state)
@@ -132,7 +142,7 @@ class DeviceRunner:
         return jax.device_put(ones, self._mask_sharding)
 
 
-def kv_dtype(model: ModelConfig, mesh: Mesh) -> str:
-    """What the KV pool is stored as: the model's dtype, on a CPU the bits of bfloat16 as uint16."""
+def pool_dtype(kv_dtype: str, mesh: Mesh) -> str:
+    """The dtype of a pool of `kv_dtype`: the same, on a CPU an integer of its bits."""
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return "uint16" if on_cpu and model.dtype == "bfloat16" else model.dtype
+    return _CPU_BITS.get(kv_dtype, kv_dtype) if on_cpu else kv_dtype

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glmjax.config import CacheConfig, MeshConfig, ModelConfig, SchedulerConfig
+from glmjax.config import KV_DTYPES, CacheConfig, MeshConfig, ModelConfig, SchedulerConfig
 from glmjax.errors import ConfigError
 from glmjax.plans import Limits
 from glmjax.scheduler.buckets import make_buckets
@@ -51,13 +51,20 @@ def make_limits(
     )
 
 
-def describe(model: ModelConfig, mesh: MeshConfig, limits: Limits) -> str:
-    """One line for the log: what runs at once, and what bounds the longest sequence."""
-    pool_bytes = limits.pages * limits.page_size * _token_bytes(model, mesh, limits.num_drafts > 0)
+def describe(
+    model: ModelConfig, mesh: MeshConfig, limits: Limits, kv_dtype: str | None = None
+) -> str:
+    """One line for the log: what runs at once, and what bounds the longest sequence.
+
+    `kv_dtype` is what K and V are stored as; None: the model's dtype.
+    """
+    kv_dtype = kv_dtype or model.dtype
+    token_bytes = _token_bytes(model, mesh, kv_dtype, limits.num_drafts > 0)
+    pool_bytes = limits.pages * limits.page_size * token_bytes
     line = (
-        f"{limits.groups} x {limits.slots} sequences at once, {limits.groups} x {limits.pages} KV "
-        f"pages of {limits.page_size} tokens ({pool_bytes / 2**30:.2f} GiB a device), longest "
-        f"sequence {limits.max_seq_len}"
+        f"{limits.groups} x {limits.slots} sequences at once, {limits.groups} x {limits.pages} "
+        f"{kv_dtype} KV pages of {limits.page_size} tokens ({pool_bytes / 2**30:.2f} GiB a "
+        f"device), longest sequence {limits.max_seq_len}"
     )
     cut = limits.max_seq_len == (limits.pages - 1) * limits.page_size
     context = model.max_position_embeddings
@@ -68,16 +75,28 @@ def describe(model: ModelConfig, mesh: MeshConfig, limits: Limits) -> str:
 
 def _pages_in(model: ModelConfig, mesh: MeshConfig, cache: CacheConfig, drafting: bool) -> int:
     """Pages that fit the memory of one device, which holds some KV heads of every page."""
-    page_bytes = _token_bytes(model, mesh, drafting) * cache.page_size
+    token_bytes = _token_bytes(model, mesh, cache.stored_dtype(model), drafting)
+    page_bytes = token_bytes * cache.page_size
     pages = cache.memory_bytes // page_bytes
     if pages < 2:
         raise ConfigError(
             f"a KV page takes {page_bytes} bytes a device, but the pool has {cache.memory_bytes}; "
             "give it more memory or use a larger mesh"
         )
+    _check_addresses(pages * page_bytes, cache.stored_dtype(model))
     return pages
 
 
-def _token_bytes(model: ModelConfig, mesh: MeshConfig, drafting: bool) -> int:
+def _check_addresses(pool_bytes: int, kv_dtype: str) -> None:
+    """Kernels cannot address K or V of one-byte elements between 2 and 4 GiB."""
+    if kv_dtype == KV_DTYPES["fp8_e4m3"] and 2**31 < pool_bytes // 2 <= 2**32:
+        raise ConfigError(
+            f"an FP8 KV pool of {pool_bytes / 2**30:.2f} GiB a device cannot be addressed by GPU "
+            "kernels; choose at most 4 GiB, or more than 8"
+        )
+
+
+def _token_bytes(model: ModelConfig, mesh: MeshConfig, kv_dtype: str, drafting: bool) -> int:
     """Bytes of K and V for one position on one device, which holds at least one KV head."""
-    return model.replicated(mesh.tensor).kv_bytes_per_token(drafting=drafting) // mesh.tensor
+    whole = model.replicated(mesh.tensor).kv_bytes_per_token(kv_dtype, drafting)
+    return whole // mesh.tensor

@@ -37,7 +37,9 @@ from glmjax.train.arguments import positive
 from glmjax.train.data.encode import render_prompt
 from glmjax.train.data.mixture import draw
 from glmjax.train.sequences import Sequences
+from pallas_kernels.backend import Backend
 from pallas_kernels.packed_attention import NEG_INF
+from pallas_kernels.rope import Rotation, rotate
 
 TEXT_TOKENS = 512
 MAX_NEW_TOKENS = 256
@@ -62,10 +64,17 @@ class Chains:
     valid: jax.Array
 
     def attend(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, kv: Keys, layer: jax.Array, scale: float
+        self,
+        qkv: jax.Array,
+        rotation: Rotation,
+        kv: Keys,
+        layer: jax.Array,
+        scale: float,
+        backend: Backend,
     ) -> tuple[jax.Array, Keys]:
-        """q [T, H, h], k and v [T, K, h]; `kv` holds those of the passes before."""
-        del layer
+        """qkv [T, K, G + 2, h]; `kv` holds keys and values of the passes before."""
+        del layer, backend
+        q, k, v = rotate(qkv, rotation)
         kv = (*kv, (k, v))
         grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[-1])
         text_k, text_v = kv[0]

@@ -8,6 +8,7 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from glmjax.train.data.tool_text import score
 MAX_NEW_TOKENS = 256
 AT_ONCE = 32
 TIMEOUT_S = 600.0
+
+Answer = Callable[[Sequence[str]], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,15 @@ def ask(url: str, prompts: Sequence[str]) -> list[str]:
 
 
 def evaluate(url: str, count: int, seed: int, tasks: Iterable[str]) -> list[dict[str, Any]]:
-    """A row for each of `tasks`, names of MEASURES: problems, right, and some wrong answers."""
+    """`measure` of the model that is served at `url`. Raises as `ask` does."""
+    return measure(partial(ask, url), count, seed, tasks)
+
+
+def measure(answer: Answer, count: int, seed: int, tasks: Iterable[str]) -> list[dict[str, Any]]:
+    """A row for each of `tasks`, names of MEASURES: problems, right, and some wrong answers.
+
+    `answer` continues prompts greedily, by up to MAX_NEW_TOKENS.
+    """
     template = ChatTemplate(CHAT_TEMPLATE.read_text("utf-8"))
     rows = []
     for name in tqdm(tasks, "measuring", unit="task", disable=None):
@@ -101,7 +112,7 @@ def evaluate(url: str, count: int, seed: int, tasks: Iterable[str]) -> list[dict
         texts = [
             text
             for start in range(0, len(prompts), AT_ONCE)
-            for text in ask(url, prompts[start : start + AT_ONCE])
+            for text in answer(prompts[start : start + AT_ONCE])
         ]
         right = [score(problem, text) for problem, text in zip(asked, texts, strict=True)]
         wrong = [(p, t) for p, t, good in zip(prompts, texts, right, strict=True) if not good]

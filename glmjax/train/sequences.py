@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import jax
 
+from pallas_kernels.backend import Backend
 from pallas_kernels.packed_attention import packed_attention
+from pallas_kernels.rope import Rotation, rotate
 
 
 @jax.tree_util.register_dataclass
@@ -33,10 +35,17 @@ class Sequences:
         return self.segments.reshape(-1) > 0
 
     def attend(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, kv: None, layer: jax.Array, scale: float
+        self,
+        qkv: jax.Array,
+        rotation: Rotation,
+        kv: None,
+        layer: jax.Array,
+        scale: float,
+        backend: Backend,
     ) -> tuple[jax.Array, None]:
-        """q [T, H, h], k and v [T, K, h] -> [T, H, h]; there is no pool to write."""
-        del kv, layer
+        """qkv [T, K, G + 2, h] -> [T, H, h]; there is no pool to write."""
+        del kv, layer, backend
+        q, k, v = rotate(qkv, rotation)
         q_rows, k_rows, v_rows = (x.reshape(*self.segments.shape, *x.shape[1:]) for x in (q, k, v))
         out = packed_attention(q_rows, k_rows, v_rows, self.segments, scale=scale)
         return out.reshape(q.shape), None

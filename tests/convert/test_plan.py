@@ -73,3 +73,9 @@ def test_fp8_releases_stay_fp8(release):
         assert "layers/0/mlp/gate_up_proj" in manifest.quantized  # the dense layers too
         assert "mtp/layer/mlp/shared_down_proj" in manifest.quantized
         assert "mtp/eh_proj" not in manifest.quantized
+
+
+def test_quantising_a_release_gives_its_fp8_release():
+    name = "zai-org/GLM-4.5-Air"
+    ours = make_plan(headers(name), quantize="fp8").manifest
+    assert ours == make_plan(headers(f"{name}-FP8")).manifest

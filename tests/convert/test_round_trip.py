@@ -6,50 +6,31 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
 from hf_checkpoints import (
     BIAS,
-    FP8,
     TINY,
     dequantised,
     draw,
+    fp8_tree,
     is_linear,
     quantise,
     quantization_config,
-    row_scales,
     tree,
     write,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from restored import assert_same, restored
 
 from convert.hf_to_orbax import convert, verify
 from glmjax.config import MeshConfig
-from glmjax.model.spec import path_name
-from glmjax.runner.weights import load, load_mtp
+from glmjax.runner.weights import load
 from glmjax.sharding import make_mesh
 
 BF16 = ml_dtypes.bfloat16
-
-
-def restored(folder, mtp: bool = True, dtype: str | None = None) -> dict[str, np.ndarray]:
-    """Every leaf by path, the MTP block under "mtp/"."""
-    mesh = make_mesh(MeshConfig())
-    _, params = load(folder, mesh, dtype)
-    whole = params | ({"mtp": load_mtp(folder, mesh, dtype)} if mtp else {})
-    return {path_name(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(whole)}
-
-
-def assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    """Same paths, shapes, dtypes and bits."""
-    assert actual.keys() == expected.keys()
-    for path, array in expected.items():
-        found = actual[path]
-        assert (found.shape, found.dtype) == (array.shape, array.dtype), path
-        np.testing.assert_array_equal(found, array, err_msg=path)
 
 
 CASES = {
@@ -163,6 +144,8 @@ FORMS = {
     "bf16 scales": (None, BF16),
     "blocks": ((16, 8), np.float32),
     "uneven blocks": ((5, 7), np.float32),
+    "bf16 scales of blocks": ((16, 8), BF16),
+    "powers of two": ((16, 8), ml_dtypes.float8_e8m0fnu),
 }
 
 
@@ -176,26 +159,13 @@ def fp8(request, tmp_path):
     return write(tmp_path / "hf", TINY, stored, quantization_config=settings), stored, block
 
 
-def fp8_tree(stored, block):
-    """Fused FP8 values, fused scales, and the rest."""
-    plain = {n: a for n, a in stored.items() if not n.endswith(("_scale", "_scale_inv"))}
-    scales = row_scales(stored, block)
-    # The rest has no scales: its own values stand in where only paths matter.
-    values, scale = tree(TINY, plain), tree(TINY, plain | scales)
-    leaves = {path: a for path, a in values.items() if a.dtype != FP8}
-    for path, array in values.items():
-        if array.dtype == FP8:
-            leaves |= {f"{path}/values": array, f"{path}/scale": scale[path]}
-    return leaves
-
-
 def test_fp8_stays_fp8(fp8, tmp_path):
     source, stored, block = fp8
     manifest = convert(source, tmp_path / "out")
     assert manifest.block == (block[1] if block else None)
     assert "layers/1/mlp/experts_down_proj" in manifest.quantized
     assert not {"lm_head", "layers/1/mlp/gate", "mtp/eh_proj"} & set(manifest.quantized)
-    assert_same(restored(tmp_path / "out"), fp8_tree(stored, block))
+    assert_same(restored(tmp_path / "out"), fp8_tree(TINY, stored, block))
     assert verify(source, tmp_path / "out").tensors == sum(
         not name.endswith(("_scale", "_scale_inv")) for name in stored
     )
@@ -228,4 +198,4 @@ def test_each_leaf_is_quantised_as_it_is_stored(tmp_path):
     source = write(tmp_path / "hf", TINY, stored, quantization_config=settings)
     manifest = convert(source, tmp_path / "out")
     assert not any("self_attn" in path for path in manifest.quantized)
-    assert_same(restored(tmp_path / "out"), fp8_tree(stored, None))
+    assert_same(restored(tmp_path / "out"), fp8_tree(TINY, stored, None))

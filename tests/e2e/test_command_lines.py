@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from glmjax.config import SchedulerConfig
+from glmjax.config import CacheConfig, SchedulerConfig
 
 SERVE = Path(__file__).parents[2] / "serve.py"
 
@@ -48,6 +48,20 @@ def test_what_the_options_of_serve_mean(arguments: list[str], fields: dict[str, 
     serve = runpy.run_path(str(SERVE))
     args = serve["parser"]().parse_args(arguments)
     assert serve["scheduler_config"](args) == SchedulerConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fields"),
+    [
+        ([], {}),
+        (["--page-size", "64", "--kv-cache-gib", "0.5"], {"page_size": 64, "memory_bytes": 2**29}),
+        (["--kv-cache-dtype", "fp8_e4m3"], {"dtype": "fp8_e4m3"}),
+    ],
+)
+def test_what_the_options_of_the_kv_pool_mean(arguments: list[str], fields: dict[str, Any]):
+    serve = runpy.run_path(str(SERVE))
+    args = serve["parser"]().parse_args(arguments)
+    assert serve["cache_config"](args) == CacheConfig(**fields)
 
 
 @pytest.mark.parametrize(

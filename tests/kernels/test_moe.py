@@ -1,4 +1,4 @@
-"""Router and grouped experts against loops in numpy."""
+"""Grouped experts against loops in numpy."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels.linear import dot, quantize, scaled_linear
+from pallas_kernels.linear import dot, quantize
 from pallas_kernels.moe import grouped_mlp
-from pallas_kernels.router import route
 
 
 def silu(x):
@@ -54,60 +53,6 @@ def test_no_token_is_dropped_whatever_the_load(tokens, experts, pattern, rows, s
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
-def route_loop(logits, bias, top_k, n_group, topk_group, norm, scaling):
-    """The published rule, a token at a time."""
-    all_ids, all_weights = [], []
-    for row in logits:
-        scores = 1 / (1 + np.exp(-row.astype(np.float64)))
-        choice = scores + bias
-        groups = np.split(np.arange(len(row)), n_group)
-        best = sorted(groups, key=lambda g: -np.sort(choice[g])[-2:].sum())[:topk_group]
-        allowed = np.concatenate(best)
-        ids = sorted(allowed, key=lambda e: (-choice[e], e))[:top_k]
-        weights = scores[ids] / (scores[ids].sum() + 1e-20) if norm else scores[ids]
-        all_ids.append(ids)
-        all_weights.append(weights * scaling)
-    return np.array(all_ids), np.array(all_weights)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    groups=st.sampled_from([(1, 1), (4, 2), (4, 4), (2, 1)]),
-    norm=st.booleans(),
-    bias_at=st.sampled_from([0.0, 7.0]),
-    seed=st.integers(0, 2**16),
-)
-def test_route_equals_the_published_rule(groups, norm, bias_at, seed):
-    rng = np.random.default_rng(seed)
-    logits = rng.standard_normal((5, 16)).astype(np.float32)
-    bias = (bias_at + 0.3 * rng.standard_normal(16)).astype(np.float32)
-    ids, weights = route(
-        jnp.asarray(logits),
-        jnp.asarray(bias),
-        top_k=3,
-        n_group=groups[0],
-        topk_group=groups[1],
-        norm_topk_prob=norm,
-        scaling_factor=2.5,
-    )
-    expected_ids, expected_weights = route_loop(logits, bias, 3, *groups, norm, 2.5)
-    np.testing.assert_array_equal(ids, expected_ids)
-    np.testing.assert_allclose(weights, expected_weights, rtol=1e-5)
-
-
-def test_ties_go_to_the_lowest_expert():
-    ids, _ = route(
-        jnp.zeros((1, 8)),
-        jnp.zeros(8),
-        top_k=3,
-        n_group=1,
-        topk_group=1,
-        norm_topk_prob=True,
-        scaling_factor=1.0,
-    )
-    assert ids.tolist() == [[0, 1, 2]]
-
-
 def fp8_weight(rng, shape, block):
     """FP8 values with scales, and what they stand for."""
     values, scale = quantize(jnp.asarray(rng.standard_normal(shape), jnp.float32), block)
@@ -116,25 +61,6 @@ def fp8_weight(rng, shape, block):
     )
     flat = values.reshape(*shape[:-1], -1)[..., : shape[-1]]
     return flat, scale, meaning[..., : shape[-1]]
-
-
-@pytest.mark.parametrize("block", [None, 4])
-def test_fp8_products_scale_by_token_and_channel(block):
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((3, 10)).astype(np.float32) * np.array([[1], [100], [0]], np.float32)
-    values, scale, weight = fp8_weight(rng, (7, 10), block)
-    x_q, x_scale = quantize(jnp.asarray(x), block)
-    x_meaning = (np.asarray(x_q, np.float32) * np.asarray(x_scale)[..., None]).reshape(3, -1)
-    expected = x_meaning[:, :10] @ weight.T
-    got = scaled_linear(jnp.asarray(x), values, scale, block)
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(got, x @ weight.T, atol=0.1 * np.abs(x @ weight.T).max())
-
-
-def test_quantizing_never_overflows():
-    x = jnp.array([[448.0001, -1e30, 3e38]])
-    values, _ = quantize(x)
-    assert bool(jnp.all(jnp.isfinite(values.astype(jnp.float32))))
 
 
 @pytest.mark.parametrize("block", [None, 4])
@@ -149,6 +75,19 @@ def test_fp8_experts_equal_their_dequantised_weights(block):
     exact = expert_loop(*map(np.asarray, (x, ids, weights)), gate_up_meaning, down_meaning)
     assert np.abs(got - exact).max() < 0.1 * np.abs(exact).max()
     assert np.abs(got - exact).max() > 0, "activations were not quantised"
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_the_shared_expert_is_added_to_the_rounded_sum(dtype):
+    rng = np.random.default_rng(5)
+    shapes = (5, 6), (4, 2, 4, 6), (4, 6, 4), (5, 6)
+    x, gate_up, down, shared = (jnp.asarray(rng.standard_normal(s), dtype) for s in shapes)
+    ids = jnp.asarray(np.argsort(rng.random((5, 4)), axis=1)[:, :2])
+    weights = jnp.asarray(rng.random((5, 2)), jnp.float32)
+    routed = grouped_mlp(x, ids, weights, gate_up, down)
+    got = grouped_mlp(x, ids, weights, gate_up, down, shared=shared)
+    assert (routed.dtype, got.dtype) == (jnp.float32, dtype)
+    np.testing.assert_array_equal(got, routed.astype(dtype) + shared)
 
 
 def test_rows_are_independent_of_the_rest_of_the_batch():

@@ -99,3 +99,37 @@ def test_a_pool_of_bits_is_a_bfloat16_pool():
         outputs.append(paged_attention(q, *pools, jnp.int32(0), *row, max_q_len=6, scale=0.3))
     np.testing.assert_array_equal(*(np.asarray(out, np.float32) for out in outputs))
     assert np.abs(np.asarray(outputs[0], np.float32)).max() > 0
+
+
+def test_a_float8_pool_is_clamped():
+    k = jnp.array([1.0, -3.5, 447.0, 500.0, -1e6, jnp.inf]).reshape(1, 1, 6)
+    pool = jnp.zeros((1, 2, 1, 1, 6), jnp.float8_e4m3fn)
+    zero = jnp.array([0])
+    k_pages, v_pages = write_kv(pool, pool, k, -k, jnp.int32(0), zero + 1, zero)
+    expected = np.array([1.0, -3.5, 448.0, 448.0, -448.0, 448.0])
+    np.testing.assert_array_equal(k_pages[0, 1, 0, 0].astype(jnp.float32), expected)
+    np.testing.assert_array_equal(v_pages[0, 1, 0, 0].astype(jnp.float32), -expected)
+
+
+def test_a_float8_pool_is_one_of_its_values():
+    rng = np.random.default_rng(1)
+    k, v, q = (jnp.asarray(rng.standard_normal((3, 2, 8)), jnp.float32) for _ in "kvq")
+    k, v = (x.astype(jnp.float8_e4m3fn).astype(jnp.float32) for x in (k, v))
+    outputs = []
+    for dtype in (jnp.float32, jnp.float8_e4m3fn):
+        pool = jnp.zeros((1, 2, 4, 2, 8), dtype)
+        places = jnp.full(3, 1), jnp.arange(3)
+        pools = write_kv(pool, pool, k, v, jnp.int32(0), *places)
+        zero, three = jnp.array([0]), jnp.array([3])
+        row = (jnp.array([[1]]), zero, zero, three, three)
+        outputs.append(paged_attention(q, *pools, jnp.int32(0), *row, max_q_len=3, scale=0.3))
+    np.testing.assert_array_equal(*outputs)
+    assert np.abs(outputs[0]).min() > 0
+
+
+def test_a_row_of_nothing_writes_nothing():
+    pool = jnp.full((1, 2, 4, KV_HEADS, HEAD_DIM), jnp.nan)
+    q = jnp.ones((3, KV_HEADS * GROUP, HEAD_DIM))
+    row = (jnp.array([[1]]), *(jnp.array([n]) for n in (1, 0, 3, 3)))
+    out = paged_attention(q, pool, pool, jnp.int32(0), *row, max_q_len=3, scale=0.3)
+    np.testing.assert_array_equal(out, 0)

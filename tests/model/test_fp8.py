@@ -21,9 +21,17 @@ from harness import Forward
 CONFIG = replace(CASES["qk_norm"], num_hidden_layers=2)
 
 
-@pytest.mark.parametrize(("block", "tensor"), [(None, 1), (None, 4), ((8, 8), 4)])
-def test_fp8_weights_run_near_their_dequantised_form(block, tensor, tmp_path):
-    stored = hf.quantise(hf.draw(CONFIG), block)
+@pytest.mark.parametrize(
+    ("block", "scales", "tensor"),
+    [
+        (None, "float32", 1),
+        (None, "bfloat16", 4),
+        ((8, 8), "float32", 4),
+        ((8, 8), "float8_e8m0fnu", 2),
+    ],
+)
+def test_fp8_weights_run_near_their_dequantised_form(block, scales, tensor, tmp_path):
+    stored = hf.quantise(hf.draw(CONFIG), block, scales)
     hf.write(
         tmp_path / "hf", CONFIG, stored, quantization_config=hf.quantization_config(block, stored)
     )
@@ -41,6 +49,18 @@ def test_fp8_weights_run_near_their_dequantised_form(block, tensor, tmp_path):
     exact, _ = Forward(config, mesh, params).main(ids)
     error = np.linalg.norm(logits - exact) / np.linalg.norm(exact)
     assert 0 < error < 0.2, "activations are rounded to FP8, and to nothing worse"
+
+
+def test_a_checkpoint_that_is_quantised_here_runs_near_the_original(tmp_path):
+    """Weights and activations are rounded to FP8; nothing is lost, doubled or out of place."""
+    source = hf.write(tmp_path / "hf", CONFIG, hf.draw(CONFIG))
+    mesh, ids, logits = make_mesh(MeshConfig()), prompt_ids(CONFIG), []
+    for quantize in (None, "fp8"):
+        convert(source, tmp_path / f"{quantize}", quantize=quantize)
+        config, params = load(tmp_path / f"{quantize}", mesh)
+        logits.append(Forward(config, mesh, params).main(ids)[0])
+    exact, found = logits
+    assert 0 < np.linalg.norm(found - exact) < 0.2 * np.linalg.norm(exact)
 
 
 def test_a_mesh_that_cuts_within_a_block_is_refused(tmp_path):

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import glmjax.model.attention
 import glmjax.model.layers
 import glmjax.model.moe
 from cases import CASES, GOLDENS, prompt_ids
 from harness import Forward
-from pallas_kernels import router
+from pallas_kernels import rope, router
 from pallas_kernels.norm import rms_norm
 
 RELATIVE = 1e-4
+REAL_ROTATE = rope.rotate
 
 
 def golden(name: str) -> dict[str, np.ndarray]:
@@ -65,29 +67,27 @@ def bf16_bias(logits, bias, **options):
     return router.route(logits, bias.astype(jnp.bfloat16).astype(jnp.float32), **options)
 
 
-def biased_weights(logits, bias, *, norm_topk_prob, scaling_factor, top_k, **_):
+def biased_weights(logits, bias, *, norm_topk_prob, scaling_factor, top_k, valid, **_):
     scores, ids = jax.lax.top_k(jax.nn.sigmoid(logits) + bias, top_k)
+    ids = jnp.where(valid[:, None], ids, logits.shape[1])
     return ids, scaling_factor * scores / jnp.sum(scores, axis=-1, keepdims=True)
 
 
-def norm_after_rope(self, q, k, vectors, positions):
-    table = glmjax.model.attention.rope_table(
-        positions, self.config.rotary_dim, self.config.rope_theta
-    )
-    q, k = (glmjax.model.attention.apply_rope(x, *table) for x in (q, k))
-    return rms_norm(q, vectors["q_norm"], 1e-5), rms_norm(k, vectors["k_norm"], 1e-5)
+def norm_after_rope(qkv, rotation):
+    q, k, v = REAL_ROTATE(qkv, replace(rotation, q_norm=None, k_norm=None))
+    return rms_norm(q, rotation.q_norm, 1e-5), rms_norm(k, rotation.k_norm, 1e-5), v
 
 
-def scaled_shared_expert(x, gate_up, down):
-    return 2.5 * glmjax.model.layers.swiglu(x, gate_up, down)
+def scaled_shared_expert(*args):
+    return 2.5 * glmjax.model.layers.swiglu(*args)
 
 
 TRAPS = {
-    "interleaved rope": (glmjax.model.attention, "apply_rope", interleaved_rope),
+    "interleaved rope": (rope, "apply_rope", interleaved_rope),
     "bf16 correction bias": (glmjax.model.moe, "route", bf16_bias),
     "weights from biased scores": (glmjax.model.moe, "route", biased_weights),
     "scaled shared expert": (glmjax.model.moe, "swiglu", scaled_shared_expert),
-    "qk-norm after rope": (glmjax.model.attention.Attention, "_rotate", norm_after_rope),
+    "qk-norm after rope": (rope, "rotate", norm_after_rope),
 }
 
 

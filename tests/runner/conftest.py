@@ -47,10 +47,11 @@ def make_runner():
         chunk: int = 8,
         max_seq_len: int = 64,
         deterministic: bool = False,
+        kv: str = "auto",
     ):
         config = replace(TINY, dtype=dtype, deterministic=deterministic)
         shape = MeshConfig.parse(mesh)
-        cache = CacheConfig(page_size=4, num_pages=pages)
+        cache = CacheConfig(page_size=4, num_pages=pages, dtype=kv)
         scheduler = SchedulerConfig(
             max_running_requests=slots,
             chunked_prefill_size=chunk,
@@ -62,7 +63,8 @@ def make_runner():
         devices = make_mesh(shape)
         params = tiny_params(devices, seed, config)
         mtp = params["mtp"] if drafts else None
-        return DeviceRunner(config, params["model"], devices, limits, mtp)
+        kv_dtype = cache.stored_dtype(config)
+        return DeviceRunner(config, params["model"], devices, limits, mtp, kv_dtype)
 
     return make
 

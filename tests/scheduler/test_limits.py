@@ -43,6 +43,19 @@ def test_pages_fill_the_memory_of_a_device_and_no_more(pages, tensor, page_size,
     assert limits.max_seq_len == min(4096, (pages - 1) * page_size)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "stored", "share"),
+    [("auto", "float32", 1), ("bfloat16", "bfloat16", 2), ("fp8_e4m3", "float8_e4m3fn", 4)],
+)
+def test_narrower_kv_makes_more_pages_of_the_same_memory(dtype, stored, share):
+    cache = CacheConfig(16, memory_bytes=20 * 8192 * 16, dtype=dtype)
+    limits = make_limits(MODEL, MeshConfig(1, 2), cache, PLAIN)
+    assert limits.pages == 20 * 2 * share
+    many = replace(limits, pages=2**14 * share)
+    line = describe(MODEL, MeshConfig(), many, cache.stored_dtype(MODEL))
+    assert f"{2**14 * share} {stored} KV pages of 16 tokens (2.00 GiB a device)" in line
+
+
 def test_a_device_holds_one_kv_head_of_those_that_are_repeated():
     """8 KV heads over 16 devices take as much of each as over 8."""
     for model in (MODEL, MODEL.replicated(16)):
@@ -88,3 +101,14 @@ def test_a_mesh_that_does_not_divide():
     model = ModelConfig.from_name("zai-org/GLM-4.5")
     with pytest.raises(ConfigError, match="tensor parallel 3 does not divide"):
         make_limits(model, MeshConfig(1, 3), CacheConfig(), SchedulerConfig())
+
+
+@pytest.mark.parametrize(("gib", "fits"), [(4, True), (5, False), (8, False), (9, True)])
+def test_an_fp8_pool_that_kernels_could_not_address_is_refused(gib, fits):
+    cache = CacheConfig(memory_bytes=gib << 30, dtype="fp8_e4m3")
+    args = ModelConfig.from_name("zai-org/GLM-4.5-Air"), MeshConfig(1, 8), cache
+    if fits:
+        assert make_limits(*args, SchedulerConfig()).pages > 0
+    else:
+        with pytest.raises(ConfigError, match="cannot be addressed"):
+            make_limits(*args, SchedulerConfig())

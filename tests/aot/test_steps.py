@@ -1,0 +1,182 @@
+"""Whole steps of the official releases, compiled for the GPUs they are meant for: what they cost.
+
+Models are cut to one dense layer and two MoE layers, except where depth matters. What a step may do
+is in the tables below; numbers there are what was seen, a little rounded up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import pytest
+from jax.sharding import Mesh
+
+from described import DECODE, DRAFTS, MIXED, VERIFY, limits_of, mesh_of, official, step_of
+from glmjax.config import ModelConfig
+from glmjax.plan.abstract import abstract_params, abstract_state
+from glmjax.plan.program import Report
+from glmjax.plans import Bucket
+from pallas_kernels.backend import REF, Backend
+
+pytestmark = [pytest.mark.aot, pytest.mark.timeout(600)]
+
+MIB = 1 << 20
+ONE_SHOT_BYTES = 4 * MIB  # XLA has kernels of its own for sums up to that size
+LARGE_BYTES = 2 * MIB  # of weights; smaller ones may be copied
+
+
+class Deployment(NamedTuple):
+    """A release and the GPUs it is served on: `data` groups of `tensor` over `hosts` machines."""
+
+    release: str
+    device: str
+    tensor: int
+    data: int = 1
+    hosts: int = 1
+
+    def mesh(self) -> Mesh:
+        return mesh_of(self.device, self.data, self.tensor, self.hosts)
+
+    def model(self, moe_layers: int = 2) -> ModelConfig:
+        return official(self.release, Backend("mosaic", device=self.device), moe_layers)
+
+
+DEPLOYMENTS = {
+    "Air BF16 on 4 H100": Deployment("GLM-4.5-Air", "h100", 4),
+    "Air FP8 on 2 H100": Deployment("GLM-4.5-Air-FP8", "h100", 2),
+    "355B FP8 on 8 H100": Deployment("GLM-4.5-FP8", "h100", 8),
+    "355B FP8 on 4 H200": Deployment("GLM-4.5-FP8", "h200", 4),
+    "355B BF16 on 8 H200": Deployment("GLM-4.5", "h200", 8),
+    "355B BF16 on 2 x 8 H100": Deployment("GLM-4.5", "h100", 8, data=2, hosts=2),
+}
+
+
+class Budget(NamedTuple):
+    """What a step of one bucket may take at most.
+
+    Attributes:
+        launches: in all.
+        logits: memory in between, in float32 logits of all places that are sampled.
+        sorts: of logits, for log probabilities.
+    """
+
+    launches: int
+    logits: float
+    sorts: int
+
+
+BUDGETS = {
+    DECODE: Budget(launches=240, logits=6, sorts=1),
+    VERIFY: Budget(launches=365, logits=6, sorts=1),
+    MIXED: Budget(launches=460, logits=6, sorts=2),
+}
+NAMES = {DECODE: "decode", VERIFY: "verify", MIXED: "mixed"}
+LAYER_LAUNCHES = 34  # of one more MoE layer in decode
+
+
+@pytest.mark.parametrize("bucket", BUDGETS, ids=NAMES.get)
+@pytest.mark.parametrize("deployment", DEPLOYMENTS)
+def test_a_step_is_within_its_budget(deployment, bucket):
+    chosen = DEPLOYMENTS[deployment]
+    model, mesh = chosen.model(), chosen.mesh()
+    found = list(faults(step_of(model, mesh, bucket).report, model, mesh, bucket))
+    assert not found, "\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize("deployment", ["355B FP8 on 8 H100", "355B BF16 on 8 H200"])
+def test_another_layer_launches_little(deployment):
+    chosen = DEPLOYMENTS[deployment]
+    few, more = (step_of(chosen.model(n), chosen.mesh(), DECODE).report for n in (1, 2))
+    assert len(more.launches) - len(few.launches) <= LAYER_LAUNCHES
+
+
+def test_plain_jax_is_told_apart():
+    """The same checks of a program without kernels: they must find its faults."""
+    chosen = DEPLOYMENTS["Air FP8 on 2 H100"]
+    model, mesh = official(chosen.release, REF), chosen.mesh()
+    report = step_of(model, mesh, DECODE, SPILLS).report
+    found = "\n".join(faults(report, model, mesh, DECODE))
+    assert "launches" in found
+    assert "made of weights" in found
+
+
+SPILLS = {"xla_gpu_fail_ptx_compilation_on_register_spilling": False}
+
+
+def faults(report: Report, model: ModelConfig, mesh: Mesh, bucket: Bucket) -> Iterator[str]:
+    """What a step does that it should not."""
+    budget, limits = BUDGETS[bucket], limits_of(model, mesh)
+    params = abstract_params(model, mesh, drafting=True)
+    state = abstract_state(model, mesh, limits)
+    if len(report.launches) > budget.launches:
+        yield f"{len(report.launches)} launches, at most {budget.launches}"
+    if len(report.sorts) > budget.sorts:
+        yield f"sorts {report.sorts}, at most {budget.sorts}"
+    logits = places(bucket) * model.vocab_size * 4
+    if report.temp_bytes > budget.logits * logits:
+        yield f"{report.temp_bytes / MIB:.0f} MiB between, at most {budget.logits} logits"
+    if report.alias_bytes < local_bytes(state):
+        yield f"{report.alias_bytes} bytes updated in place, of {local_bytes(state)}"
+    expected = local_bytes(params) + local_bytes(state)
+    if report.argument_bytes > 1.01 * expected + MIB:
+        yield f"{report.argument_bytes} bytes of arguments, not {expected}"
+    yield from moved_weights(report, params, state)
+    yield from products(report, model, bucket)
+    yield from crossings(report, model, bucket)
+
+
+def moved_weights(report: Report, params: Any, state: Any) -> Iterator[str]:
+    """Arrays as large as a weight, a layer of the KV pool, or either in a wider dtype."""
+    pool_layers = state.kv.k.shape[0]
+    sizes = {local_bytes(leaf) for leaf in jax.tree.leaves(params)}
+    sizes |= {local_bytes(state.kv.k), local_bytes(state.kv.k) // pool_layers}
+    suspect = {n * wider for n in sizes if n >= LARGE_BYTES for wider in (1, 2, 4)}
+    for op in report.moves:
+        if op.size_bytes in suspect:
+            yield f"{op.kind} {op.name} of {op.size_bytes} bytes: made of weights or of the pool"
+
+
+def products(report: Report, model: ModelConfig, bucket: Bucket) -> Iterator[str]:
+    """Four FP8 products a layer: qkv, o, gate and up, down; of experts only the shared one's."""
+    drafted = 4 * bucket.drafts or 1  # without drafts the draft layer only writes K and V
+    expected = 4 * model.num_hidden_layers + drafted if model.quant else 0
+    if report.fp8_gemms != expected:
+        yield f"{report.fp8_gemms} FP8 products of cublasLt, not {expected}"
+
+
+def crossings(report: Report, model: ModelConfig, bucket: Bucket) -> Iterator[str]:
+    """Two sums a layer and one an embedding; logits are joined. Nothing else crosses devices."""
+    layers, drafts = model.num_hidden_layers, bucket.drafts
+    expected = {
+        "all-reduce": 1 + 2 * layers + (3 * drafts or 1),
+        "all-gather": 1 + drafts + (bucket.chunk_tokens > 0),
+    }
+    if report.counts() != expected:
+        yield f"{dict(report.counts())} cross devices, not {expected}"
+    for op in report.collectives:
+        small = op.kind == "all-reduce" and op.size_bytes <= ONE_SHOT_BYTES
+        if small and not op.detail.endswith("_SHOT"):
+            yield f"{op.name} of {op.size_bytes} bytes is left to NCCL"
+
+
+def places(bucket: Bucket) -> int:
+    """Tokens that are sampled."""
+    return bucket.rows * (bucket.drafts + 1) + bucket.chunk_rows
+
+
+def local_bytes(tree: Any) -> int:
+    """Bytes that one device has of a tree of abstract arrays."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def test_the_buckets_are_those_that_are_served():
+    chosen = DEPLOYMENTS["355B FP8 on 8 H100"]
+    limits = limits_of(chosen.model(), chosen.mesh())
+    assert set(BUDGETS) <= set(limits.buckets)
+    assert limits.num_drafts == DRAFTS
