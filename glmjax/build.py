@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from glmjax.checkpoint import open_converted
-from glmjax.config import CacheConfig, MeshConfig, SchedulerConfig
+from glmjax.config import CacheConfig, MeshConfig, ModelConfig, SchedulerConfig
 from glmjax.devices import kernel_backend, mesh_for
 from glmjax.engine import Engine
+from glmjax.errors import ConfigError
 from glmjax.runner.runner import DeviceRunner
 from glmjax.runner.weights import load, load_mtp
 from glmjax.scheduler.limits import describe, make_limits
@@ -53,7 +54,19 @@ def build(
     served = ServedModel.load(folder, name, limits.max_seq_len)
     devices = mesh_for(mesh)
     config = replace(config, kernels=kernel_backend(kernels, devices))
+    _check_kernels(config, cache.page_size)
     _, params = load(folder, devices, dtype)
     mtp = load_mtp(folder, devices, dtype) if limits.num_drafts else None
     runner = DeviceRunner(config, params, devices, limits, mtp, kv_dtype)
     return Engine(runner, scheduler, served.eos_token_ids), replace(served, config=config)
+
+
+def _check_kernels(config: ModelConfig, page_size: int) -> None:
+    """Kernels work on tiles of powers of two."""
+    sizes = {"page_size": page_size, "head_dim": config.head_dim}
+    odd = [f"{name} {size}" for name, size in sizes.items() if size & (size - 1)]
+    if config.kernels.kernels and odd:
+        raise ConfigError(
+            f"kernels need powers of two, not {', '.join(odd)}: choose another page size, such as "
+            "16 or 64, or serve with --kernels ref"
+        )

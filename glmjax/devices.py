@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from pathlib import Path
@@ -20,6 +21,7 @@ MIN_CACHED_COMPILE_S = 0.3
 
 KERNELS = ("auto", "ref", "triton", "mosaic")
 TUNED_DEVICES = ("h100", "h200")
+INSTALL_AOT = "pip install 'glmjax[aot]'"
 
 
 def cache_folder() -> Path:
@@ -85,7 +87,42 @@ def kernel_backend(choice: str, mesh: Mesh) -> Backend:
     device = mesh.devices.flat[0]
     on_cpu = device.platform == "cpu"
     name = ("ref" if on_cpu else "mosaic") if choice == "auto" else choice
+    if not on_cpu and name == "mosaic":
+        assembler_first()
     if on_cpu and name != "ref":
         log.warning("%s kernels are interpreted on a CPU: right, and very slow", name)
     known = [tuned for tuned in TUNED_DEVICES if tuned in device.device_kind.lower()]
     return Backend(name, interpret=on_cpu, device=[*known, TUNED_DEVICES[0]][0])
+
+
+def assembler_first() -> None:
+    """Put the installed packages' ptxas first on PATH: kernels take the first one there is.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    folder = str(tool("nvidia.cuda_nvcc", "bin/ptxas").parent)
+    paths = os.environ.get("PATH", "").split(os.pathsep)
+    if paths[0] != folder:
+        os.environ["PATH"] = os.pathsep.join([folder, *paths])
+
+
+def tool(package: str, path: str) -> Path:
+    """A program of NVIDIA's that an installed package brings.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    found = [Path(folder) / path for folder in _folders(package)]
+    existing = [file for file in found if file.exists()]
+    if not existing:
+        raise ConfigError(f"{Path(path).name} is not installed: {INSTALL_AOT}")
+    return existing[0]
+
+
+def _folders(package: str) -> list[str]:
+    try:
+        spec = importlib.util.find_spec(package)
+    except ModuleNotFoundError:  # of the package that it is in
+        return []
+    return list(spec.submodule_search_locations or []) if spec else []

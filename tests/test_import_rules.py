@@ -48,7 +48,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"bundled", "convert", "llm"},
     # compiled for GPUs that are not there: no part of serving
     "plan": BASE
-    | {"checkpoint", "convert", "model", "pallas_kernels", "runner", "scheduler", "sharding"},
+    | {
+        "checkpoint",
+        "convert",
+        "devices",
+        "model",
+        "pallas_kernels",
+        "runner",
+        "scheduler",
+        "sharding",
+    },
     # command lines
     "convert": BASE | {"checkpoint", "model", "sharding"},
     "serve": BASE | {"build", "bundled", "devices", "server"},

@@ -6,19 +6,19 @@ counts once, however often it runs, and both branches of a condition count.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from glmjax.config import ModelConfig
 from glmjax.plan.abstract import abstract_params, abstract_state
+from glmjax.plan.hlo import Op, operations
 from glmjax.plan.launches import Launch, parse
 from glmjax.plan.target import COMPILE_OPTIONS
 from glmjax.plans import Bucket, Limits
@@ -35,31 +35,10 @@ COLLECTIVES = {
     "collective-broadcast",
     "ragged-all-to-all",
 }
+TRITON_KERNEL = "__gpu$xla.gpu.triton"
 FP8_GEMM = "__cublas$lt$matmul$f8"
 
 _NOT_LAUNCHED = {"kAsyncStart", "kAsyncDone"}
-_COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) .*\{$")
-_INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = (.+?) ([a-z][a-z0-9\-]*)\(")
-_CALLS = re.compile(r"\bcalls=%([\w.\-]+)")
-_TARGET = re.compile(r'custom_call_target="([^"]+)"')
-_STRATEGY = re.compile(r'"kernel_strategy":"KERNEL_STRATEGY_(\w+)"')
-_ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
-
-
-class Op(NamedTuple):
-    """An instruction of the optimised program that writes to memory.
-
-    Attributes:
-        kind: HLO's name of it, such as "copy"; of a fusion, that of its result.
-        name: this one's.
-        size_bytes: of the largest array that it makes, on one device.
-        detail: a custom call's target, or the kernel that XLA chose for a collective.
-    """
-
-    kind: str
-    name: str
-    size_bytes: int
-    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,13 +109,34 @@ def compile_step(
 def compile_program(
     lowered: jax.stages.Lowered, options: Mapping[str, str | bool] | None = None
 ) -> Program:
-    """Compile a program that was lowered for GPUs; `options` beside COMPILE_OPTIONS."""
+    """Compile a program that was lowered for GPUs; `options` beside COMPILE_OPTIONS.
+
+    Raises:
+        RuntimeError: a kernel's code was lost before XLA could compile it.
+    """
+    check_kernels(lowered)
     with TemporaryDirectory() as folder:
         dump = {"xla_dump_to": folder}
         compiled = lowered.compile(compiler_options={**COMPILE_OPTIONS, **(options or {}), **dump})
         [file] = Path(folder).glob("*.thunk_sequence.txt")
         launched = parse(file.read_text("utf-8"))
     return Program(compiled, report(compiled, launched))
+
+
+def check_kernels(lowered: jax.stages.Lowered) -> None:
+    """Raise RuntimeError where a Triton kernel has no code in HLO: XLA would crash on it.
+
+    With jaxlib 0.10.2 the conversion from StableHLO does that to kernels called before certain
+    functions of arrays without elements, such as `jnp.roll` of none.
+    """
+    program: Any = lowered.compiler_ir("hlo")
+    calls = [line for line in program.as_hlo_text().splitlines() if TRITON_KERNEL in line]
+    lost = [line for line in calls if "backend_config={" not in line]
+    if lost:
+        raise RuntimeError(
+            f"{len(lost)} of {len(calls)} Triton kernels lost their code on the way to XLA, such as "
+            f"{lost[0].strip()[:120]}; look for operations on arrays of no elements"
+        )
 
 
 def report(compiled: jax.stages.Compiled, launched: list[Launch]) -> Report:
@@ -156,79 +156,3 @@ def report(compiled: jax.stages.Compiled, launched: list[Launch]) -> Report:
         calls=Counter(op.detail for op in ops if op.kind == "custom-call"),
         launches=tuple(launch for launch in launched if launch.kind not in _NOT_LAUNCHED),
     )
-
-
-def operations(text: str) -> Iterator[Op]:
-    """The instructions of optimised HLO that run by themselves; a fusion is its result."""
-    bodies = _computations(text)
-    lines = [line for body in bodies.values() for line in body]
-    fused = {_called(line) for line in lines if " fusion(" in line}
-    for name, body in bodies.items():
-        if name not in fused:
-            for line in body:
-                yield from _ops(line, bodies)
-
-
-def size_bytes(shape: str) -> int:
-    """Bytes of the largest array in an HLO shape: "(f32[8,4]{1,0}, s8[16]{0})" -> 128."""
-    sizes = [0]
-    for _, bits, dims in _ARRAY.findall(shape):
-        count = 1
-        for dim in filter(None, dims.split(",")):
-            count *= int(dim)
-        sizes.append(count * int(bits or 8) // 8)
-    return max(sizes)
-
-
-def _ops(line: str, bodies: dict[str, list[str]]) -> Iterator[Op]:
-    match = _INSTRUCTION.match(line)
-    if match is None:
-        return
-    _, name, shape, kind = match.groups()
-    if kind == "fusion":
-        for inner in _results(bodies.get(_called(line), [])):
-            yield Op(inner.kind, name, inner.size_bytes)
-    elif not kind.endswith("-done"):
-        detail = _TARGET.search(line) or _STRATEGY.search(line)
-        found = detail.group(1) if detail else ""
-        yield Op(kind.removesuffix("-start"), name, size_bytes(shape), found)
-
-
-def _results(body: list[str]) -> list[Op]:
-    """What makes the results of a fused computation: its root, or the members of that."""
-    ops = {}
-    for line in body:
-        if match := _INSTRUCTION.match(line):
-            root, name, shape, kind = match.groups()
-            ops[name] = Op(kind, name, size_bytes(shape))
-            if root and kind == "tuple":
-                members = line[match.end() :].split(")")[0]
-                return [ops[member] for member in re.findall(r"%([\w.\-]+)", members)]
-            if root:
-                return [_before_bitcasts(name, ops, line)]
-    return []
-
-
-def _before_bitcasts(name: str, ops: dict[str, Op], line: str) -> Op:
-    """The root itself, or what it only sees as another shape."""
-    if ops[name].kind == "bitcast":
-        operand = re.search(r"bitcast\(%([\w.\-]+)\)", line)
-        return ops[operand.group(1)] if operand else ops[name]
-    return ops[name]
-
-
-def _computations(text: str) -> dict[str, list[str]]:
-    """Name of each computation -> its lines."""
-    bodies: dict[str, list[str]] = {}
-    current: list[str] = []
-    for line in text.splitlines():
-        if match := _COMPUTATION.match(line):
-            current = bodies.setdefault(match.group(2), [])
-        else:
-            current.append(line)
-    return bodies
-
-
-def _called(line: str) -> str:
-    match = _CALLS.search(line)
-    return match.group(1) if match else ""

@@ -18,7 +18,7 @@ from glmjax.scheduler.limits import make_limits
 from pallas_kernels.backend import Backend
 
 ROWS, DRAFTS, CHUNK = 64, 3, 2048
-PAGES = 521  # a prime, so that nothing else has the size of a pool
+PAGES = 512
 DECODE = Bucket(ROWS, 0, 0, 0)
 VERIFY = Bucket(ROWS, DRAFTS, 0, 0)
 MIXED = Bucket(ROWS, DRAFTS, ROWS, CHUNK)

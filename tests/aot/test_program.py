@@ -8,11 +8,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
 from jax.sharding import NamedSharding
 
 from described import lower_kernel, mesh_of
 from glmjax.plan import cubins
-from glmjax.plan.program import Program, compile_program, operations, size_bytes
+from glmjax.plan.hlo import operations, size_bytes
+from glmjax.plan.program import TRITON_KERNEL, Program, check_kernels, compile_program
 from glmjax.sharding import gather_tensor, partition_spec, psum_tensor, shard_map
 
 pytestmark = pytest.mark.aot
@@ -49,6 +52,7 @@ def test_a_matrix_of_a_stack_is_copied_and_seen():
     [move] = report.large_moves(MIB)
     assert move.kind == "slice"
     assert move.size_bytes == 4096 * 4096 * 2
+    assert move.argument_bytes == 3 * 4096 * 4096 * 2
     assert report.temp_bytes >= move.size_bytes
 
 
@@ -102,6 +106,44 @@ def test_a_pool_that_is_donated_stays_where_it_is():
     assert donated.large_moves(MIB) == []
     assert kept.alias_bytes == 0
     assert [move.kind for move in kept.large_moves(MIB)] == ["copy"]
+
+
+def doubled(x: jax.Array) -> jax.Array:
+    def kernel(x, out):
+        out[...] = x[...] * 2
+
+    return pl.pallas_call(
+        kernel,
+        out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+        compiler_params=plgpu.CompilerParams(),
+        name="doubled",
+    )(x)
+
+
+def test_a_kernel_that_lost_its_code_is_an_error_and_no_crash():
+    lowered = lower_kernel(doubled, array((1024,)))
+    assert len(compile_program(lowered).report.launches) == 1
+    text = lowered.compiler_ir("hlo").as_hlo_text()
+    whole = [line for line in text.splitlines() if TRITON_KERNEL in line]
+    assert len(whole) == 1
+    lost = text.replace(whole[0], whole[0].split(", backend_config=")[0])
+    check_kernels(Converted(text))
+    with pytest.raises(RuntimeError, match="1 of 1 Triton kernels lost their code"):
+        check_kernels(Converted(lost))
+
+
+class Converted:
+    """Stands for a lowered program whose HLO is known."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def compiler_ir(self, dialect: str) -> Converted:
+        assert dialect == "hlo"
+        return self
+
+    def as_hlo_text(self) -> str:
+        return self.text
 
 
 def test_launches_are_counted():
@@ -165,11 +207,15 @@ def test_a_fusions_inner_copies_do_not_count_but_its_results_do():
 
 ENTRY %main (a: f32[4096]) -> f32[1024] {
   %a = f32[4096]{0} parameter(0)
+  %bitcast.5 = f32[64,64]{1,0} bitcast(%a)
+  %copy.6 = f32[64,64]{0,1} copy(%bitcast.5)
+  %copy.7 = f32[64,64]{1,0} copy(%copy.6)
   %fusion.9 = (f32[1024]{0}, f32[8]{0}) fusion(%a), kind=kLoop, calls=%fused
   ROOT %out = f32[1024]{0} get-tuple-element(%fusion.9), index=0
 }
 """
-    found = [(op.kind, op.name, op.size_bytes) for op in operations(text)]
-    assert ("slice", "fusion.9", 4096) in found
-    assert ("add", "fusion.9", 32) in found
-    assert not [op for op in found if op[0] == "copy"]
+    found = {(op.kind, op.name): op for op in operations(text)}
+    assert found["slice", "fusion.9"].size_bytes == 4096
+    assert found["add", "fusion.9"].size_bytes == 32
+    read = {name: op.argument_bytes for (kind, name), op in found.items() if kind == "copy"}
+    assert read == {"copy.6": 16384, "copy.7": 0}
