@@ -88,8 +88,8 @@ def _model_options(p: argparse.ArgumentParser) -> None:
         choices=KERNELS,
         default="auto",
         help="how operations are computed: ref (plain jax.numpy), triton or mosaic (kernels for "
-        "NVIDIA GPUs; on a CPU interpreted, very slowly); auto, the default: mosaic on GPUs, ref "
-        "elsewhere",
+        "NVIDIA GPUs; on a CPU interpreted, very slowly); auto, the default: mosaic on H100 "
+        "and H200, ref elsewhere",
     )
     add(
         "--compile-cache",

@@ -212,7 +212,7 @@ def _resume_or_clear(folder: Path, state: Any, wanted: dict[str, Any]) -> str:
     wanted_text = json.dumps(wanted, indent=1) + "\n"
     if text == wanted_text:
         return f"going on with what is in {folder}" if (folder / PARAMS).exists() else ""
-    if (folder / PARAMS).exists():
+    if text and (folder / PARAMS).exists():  # without text, clearing it was interrupted
         _check_choice(folder, _choice(text), wanted.get("quantize"))
     # Forget what was there before removing it: half of it must never pass for the whole.
     _write_state(state, "")

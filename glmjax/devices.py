@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 from pathlib import Path
@@ -21,7 +20,7 @@ MIN_CACHED_COMPILE_S = 0.3
 
 KERNELS = ("auto", "ref", "triton", "mosaic")
 TUNED_DEVICES = ("h100", "h200")
-INSTALL_AOT = "pip install 'glmjax[aot]'"
+HOPPER = "9.0"  # compute capability
 
 
 def cache_folder() -> Path:
@@ -76,53 +75,23 @@ def kernel_backend(choice: str, mesh: Mesh) -> Backend:
     """How operations run on the devices of `mesh`.
 
     Args:
-        choice: one of KERNELS; "auto": kernels on GPUs, plain jax.numpy elsewhere. On a CPU kernels
-            are interpreted, which is for testing them.
+        choice: one of KERNELS; "auto": kernels on Hopper GPUs, plain jax.numpy elsewhere. On a CPU
+            kernels are interpreted, which is for testing them.
 
     Raises:
-        ConfigError: no such choice.
+        ConfigError: no such choice, or not on these GPUs.
     """
     if choice not in KERNELS:
         raise ConfigError(f"kernels is {choice!r}, expected one of {', '.join(KERNELS)}")
     device = mesh.devices.flat[0]
     on_cpu = device.platform == "cpu"
-    name = ("ref" if on_cpu else "mosaic") if choice == "auto" else choice
-    if not on_cpu and name == "mosaic":
-        assembler_first()
+    hopper = getattr(device, "compute_capability", None) == HOPPER
+    name = ("mosaic" if hopper else "ref") if choice == "auto" else choice
+    if not (hopper or on_cpu):
+        log.info("%s is no H100 or H200, which kernels are made for", device.device_kind)
+        if name == "mosaic":
+            raise ConfigError(f"mosaic kernels do not run on {device.device_kind}: --kernels ref")
     if on_cpu and name != "ref":
         log.warning("%s kernels are interpreted on a CPU: right, and very slow", name)
     known = [tuned for tuned in TUNED_DEVICES if tuned in device.device_kind.lower()]
     return Backend(name, interpret=on_cpu, device=[*known, TUNED_DEVICES[0]][0])
-
-
-def assembler_first() -> None:
-    """Put the installed packages' ptxas first on PATH: kernels take the first one there is.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    folder = str(tool("nvidia.cuda_nvcc", "bin/ptxas").parent)
-    paths = os.environ.get("PATH", "").split(os.pathsep)
-    if paths[0] != folder:
-        os.environ["PATH"] = os.pathsep.join([folder, *paths])
-
-
-def tool(package: str, path: str) -> Path:
-    """A program of NVIDIA's that an installed package brings.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    found = [Path(folder) / path for folder in _folders(package)]
-    existing = [file for file in found if file.exists()]
-    if not existing:
-        raise ConfigError(f"{Path(path).name} is not installed: {INSTALL_AOT}")
-    return existing[0]
-
-
-def _folders(package: str) -> list[str]:
-    try:
-        spec = importlib.util.find_spec(package)
-    except ModuleNotFoundError:  # of the package that it is in
-        return []
-    return list(spec.submodule_search_locations or []) if spec else []

@@ -160,21 +160,22 @@ def merge(table: Table, device: str, op: str, found: Sequence[Entry]) -> Table:
 
 
 def _replaces(new: Entry, old: Entry) -> bool:
-    """Whether both speak of the same names, and of some shape both."""
+    """Whether both speak of the same names, and the new one of all shapes of the old."""
     mine, theirs = new["when"], old["when"]
-    return mine.keys() == theirs.keys() and all(_meet(mine[n], theirs[n]) for n in mine)
+    return mine.keys() == theirs.keys() and all(_covers(mine[n], theirs[n]) for n in mine)
 
 
-def _meet(one: Any, other: Any) -> bool:
+def _covers(one: Any, other: Any) -> bool:
     (a, b), (c, d) = (x if isinstance(x, list) else (x, x) for x in (one, other))
-    return a <= d and c <= b if type(a) is type(c) else False
+    return a <= c and d <= b if type(a) is type(c) else False
 
 
 def _order(entry: Entry) -> tuple[Any, ...]:
-    """The first entry that holds is taken: those with more conditions come first."""
+    """The first entry that holds is taken: more conditions come first, then narrower ranges."""
     when = entry["when"]
+    width = sum(value[1] - value[0] for value in when.values() if isinstance(value, list))
     named = sorted(when.items(), key=lambda item: (isinstance(item[1], list), item[0]))
-    return -len(when), [(n, *(_sortable(x) for x in _as_list(v))) for n, v in named]
+    return -len(when), width, [(n, *(_sortable(x) for x in _as_list(v))) for n, v in named]
 
 
 def _as_list(value: Any) -> list[Any]:

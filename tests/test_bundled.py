@@ -134,7 +134,7 @@ def test_serve_py_serves_it_unless_a_model_is_named(asset, monkeypatch, caplog, 
     class BuiltError(Exception):
         """Ends serve.py where the weights would be loaded."""
 
-    def build(folder, *_):
+    def build(folder, *_, **__):
         raise BuiltError(folder)
 
     monkeypatch.setattr(serve, "build", build)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import NamedTuple
+
 import pytest
 
-from glmjax.config import CacheConfig, MeshConfig
+from glmjax.build import check_kernels
+from glmjax.config import CacheConfig, MeshConfig, ModelConfig
 from glmjax.devices import kernel_backend, mesh_for
 from glmjax.errors import ConfigError
 from glmjax.llm import LLM
+from pallas_kernels.backend import REF, Backend
 
 
 @pytest.mark.parametrize(
@@ -27,3 +33,52 @@ def test_unknown_kernels_are_refused():
 def test_pages_that_kernels_cannot_tile_are_refused():
     with pytest.raises(ConfigError, match="page_size 24"):
         LLM(kernels="triton", cache=CacheConfig(page_size=24, num_pages=8))
+
+
+@pytest.mark.parametrize(
+    ("gib", "backend", "served"),
+    [
+        (4, "triton", True),
+        (5, "triton", False),
+        (5, "ref", True),
+        (8, "mosaic", False),
+        (9, "mosaic", True),
+    ],
+)
+def test_an_fp8_pool_that_kernels_cannot_address_is_refused(gib, backend, served):
+    model = replace(ModelConfig(), kernels=Backend(backend))
+    pool = model, 64, "float8_e4m3fn", gib << 30
+    if served:
+        check_kernels(*pool)
+    else:
+        with pytest.raises(ConfigError, match=f"{gib}.00 GiB"):
+            check_kernels(*pool)
+
+
+class Gpu(NamedTuple):
+    """What is asked of a device, of GPUs that are not here."""
+
+    device_kind: str
+    compute_capability: str
+    platform: str = "gpu"
+
+
+def mesh_of(gpu: Gpu) -> SimpleNamespace:
+    return SimpleNamespace(devices=SimpleNamespace(flat=[gpu]))
+
+
+@pytest.mark.parametrize(
+    ("gpu", "expected"),
+    [
+        (Gpu("NVIDIA H200", "9.0"), Backend("mosaic", device="h200")),
+        (Gpu("NVIDIA H100 80GB HBM3", "9.0"), Backend("mosaic", device="h100")),
+        (Gpu("NVIDIA A100-SXM4-80GB", "8.0"), REF),
+    ],
+)
+def test_kernels_are_for_hopper(gpu, expected):
+    assert kernel_backend("auto", mesh_of(gpu)) == expected
+
+
+def test_mosaic_elsewhere_is_refused():
+    with pytest.raises(ConfigError, match="A100"):
+        kernel_backend("mosaic", mesh_of(Gpu("NVIDIA A100", "8.0")))

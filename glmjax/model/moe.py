@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from glmjax.config import ModelConfig
+from glmjax.errors import ConfigError
 from glmjax.model.layers import swiglu
 from glmjax.model.quant import Activation, QuantArray, Weight
 from glmjax.model.spec import param
@@ -59,7 +60,13 @@ class MoE(nnx.Module):
         logits = self._logits(x.rows)
         ids, weights = self._route(logits, vectors["e_score_correction_bias"], valid)
         gate_up, gate_up_scale, block = _parts(self.experts_gate_up_proj.get_value())
-        down, down_scale, _ = _parts(self.experts_down_proj.get_value())
+        down, down_scale, down_block = _parts(self.experts_down_proj.get_value())
+        if (gate_up.dtype, block) != (down.dtype, down_block):
+            raise ConfigError(
+                f"experts' gate and up are {gate_up.dtype} in blocks of {block}, down is "
+                f"{down.dtype} in blocks of {down_block}: expected the same; convert the BF16 "
+                "release with --quantize fp8"
+            )
         shared = self.shared_gate_up_proj.get_value(), self.shared_down_proj.get_value()
         out = grouped_mlp(
             x.rows,

@@ -134,8 +134,8 @@ def check_kernels(lowered: jax.stages.Lowered) -> None:
     lost = [line for line in calls if "backend_config={" not in line]
     if lost:
         raise RuntimeError(
-            f"{len(lost)} of {len(calls)} Triton kernels lost their code on the way to XLA, such as "
-            f"{lost[0].strip()[:120]}; look for operations on arrays of no elements"
+            f"{len(lost)} of {len(calls)} Triton kernels lost their code on the way to XLA; look "
+            f"for operations on arrays of no elements after: {lost[0].strip()[:120]}"
         )
 
 

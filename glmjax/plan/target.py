@@ -6,13 +6,14 @@ measures which algorithm of a library is fastest; without one it takes the libra
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from pathlib import Path
 
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from glmjax.config import MeshConfig
-from glmjax.devices import INSTALL_AOT, assembler_first
 from glmjax.errors import ConfigError
 from glmjax.runner.compiled import GPU_OPTIONS
 from glmjax.sharding import make_mesh
@@ -27,6 +28,7 @@ COMPILE_OPTIONS: dict[str, str | bool] = {
     "xla_gpu_fail_ptx_compilation_on_register_spilling": True,
 }
 
+_INSTALL = "pip install 'glmjax[aot]'"
 _DESCRIPTIONS = Path(__file__).parent
 
 
@@ -51,7 +53,40 @@ def described_mesh(device: str, mesh: MeshConfig, hosts: int = 1) -> Mesh:
         found = topologies.get_topology_desc(device, "cuda", target_config=config, topology=shape)
     except NotImplementedError:
         raise ConfigError(
-            f"JAX has no CUDA plugin to compile for {device} with: install it ({INSTALL_AOT}), and "
+            f"JAX has no CUDA plugin to compile for {device} with: install it ({_INSTALL}), and "
             "on a machine without a GPU set JAX_PLATFORMS=cpu"
         ) from None
     return make_mesh(mesh, found.devices)
+
+
+def assembler_first() -> None:
+    """Put the installed packages' ptxas first on PATH: kernels take the first one there is.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    folder = str(tool("nvidia.cuda_nvcc", "bin/ptxas").parent)
+    paths = os.environ.get("PATH", "").split(os.pathsep)
+    if paths[0] != folder:
+        os.environ["PATH"] = os.pathsep.join([folder, *paths])
+
+
+def tool(package: str, path: str) -> Path:
+    """A program of NVIDIA's that an installed package brings.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    found = [Path(folder) / path for folder in _folders(package)]
+    existing = [file for file in found if file.exists()]
+    if not existing:
+        raise ConfigError(f"{Path(path).name} is not installed: {_INSTALL}")
+    return existing[0]
+
+
+def _folders(package: str) -> list[str]:
+    try:
+        spec = importlib.util.find_spec(package)
+    except ModuleNotFoundError:  # of the package that it is in
+        return []
+    return list(spec.submodule_search_locations or []) if spec else []

@@ -51,7 +51,7 @@ def compile_all(
 ) -> Programs:
     """Compile every bucket of `limits`, several at a time; a bar on a terminal, else lines."""
     began = time.monotonic()
-    options = CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else GPU_OPTIONS
+    options = options_for(mesh)
     programs: Programs = {}
     with ThreadPoolExecutor(min(MAX_COMPILERS, os.cpu_count() or 1)) as pool:
         running = {}
@@ -65,6 +65,11 @@ def compile_all(
                 log.info("compiled %d of %d step shapes", len(programs), len(limits.buckets))
     log.info("compiling took %.1f s", time.monotonic() - began)
     return programs
+
+
+def options_for(mesh: Mesh) -> dict[str, str | bool]:
+    """XLA's options for steps on these devices."""
+    return CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else GPU_OPTIONS
 
 
 def _platforms(mesh: Mesh) -> tuple[str, ...] | None:

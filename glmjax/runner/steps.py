@@ -98,7 +98,7 @@ class GroupStep:
         decoder = self.model.decoder
         hidden, kv, _ = decoder(input_ids, state.kv, batch)
         state = replace(state, kv=kv)
-        raw = decoder.logits(hidden[self._places(batch)])
+        raw = decoder.logits(hidden[self._places()])
         tokens, broken = self._sample(raw, state, batch, masks)
         wanted = self.fields.wanted
         probs = self._each(partial(self._logprobs, wanted[0] > 0), raw, tokens)
@@ -179,7 +179,7 @@ class GroupStep:
 
     # sampling
 
-    def _places(self, batch: Batch) -> jax.Array:
+    def _places(self) -> jax.Array:
         """int32 [S]: tokens after which one is sampled."""
         decode = jnp.arange(self.decode_tokens, dtype=jnp.int32)
         return jnp.concatenate([decode, self._chunk_ends()])
@@ -195,7 +195,7 @@ class GroupStep:
         slots = jnp.concatenate(
             [jnp.repeat(self.fields.slots, self.width), self.fields.chunk_slots]
         )
-        positions = batch.positions[self._places(batch)] + 1
+        positions = batch.positions[self._places()] + 1
         choose = partial(self._choose, state)
         return self._each(choose, raw, slots, positions, self._pending(state), masks)
 
@@ -261,6 +261,8 @@ class GroupStep:
     def _following(self, tokens: jax.Array, input_ids: jax.Array) -> jax.Array:
         """int32 [T]: the token after each query token, known or just sampled."""
         f = self.fields
+        if not self.bucket.chunk_tokens:  # a roll of nothing would cost kernels their code
+            return tokens
         ends = self._chunk_ends() - self.decode_tokens
         sampled = tokens[self.decode_tokens :]
         last = jnp.where(f.sample > 0, sampled, f.next_tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glmjax.config import KV_DTYPES, CacheConfig, MeshConfig, ModelConfig, SchedulerConfig
+from glmjax.config import CacheConfig, MeshConfig, ModelConfig, SchedulerConfig
 from glmjax.errors import ConfigError
 from glmjax.plans import Limits
 from glmjax.scheduler.buckets import make_buckets
@@ -59,11 +59,10 @@ def describe(
     `kv_dtype` is what K and V are stored as; None: the model's dtype.
     """
     kv_dtype = kv_dtype or model.dtype
-    token_bytes = _token_bytes(model, mesh, kv_dtype, limits.num_drafts > 0)
-    pool_bytes = limits.pages * limits.page_size * token_bytes
+    size_bytes = pool_bytes(model, mesh, limits, kv_dtype)
     line = (
         f"{limits.groups} x {limits.slots} sequences at once, {limits.groups} x {limits.pages} "
-        f"{kv_dtype} KV pages of {limits.page_size} tokens ({pool_bytes / 2**30:.2f} GiB a "
+        f"{kv_dtype} KV pages of {limits.page_size} tokens ({size_bytes / 2**30:.2f} GiB a "
         f"device), longest sequence {limits.max_seq_len}"
     )
     cut = limits.max_seq_len == (limits.pages - 1) * limits.page_size
@@ -71,6 +70,12 @@ def describe(
     if cut and limits.max_seq_len < context:
         line += f" of the model's {context}: the KV pool holds no longer one"
     return line
+
+
+def pool_bytes(model: ModelConfig, mesh: MeshConfig, limits: Limits, kv_dtype: str) -> int:
+    """Bytes of all keys and values on one device."""
+    token_bytes = _token_bytes(model, mesh, kv_dtype, limits.num_drafts > 0)
+    return limits.pages * limits.page_size * token_bytes
 
 
 def _pages_in(model: ModelConfig, mesh: MeshConfig, cache: CacheConfig, drafting: bool) -> int:
@@ -83,17 +88,7 @@ def _pages_in(model: ModelConfig, mesh: MeshConfig, cache: CacheConfig, drafting
             f"a KV page takes {page_bytes} bytes a device, but the pool has {cache.memory_bytes}; "
             "give it more memory or use a larger mesh"
         )
-    _check_addresses(pages * page_bytes, cache.stored_dtype(model))
     return pages
-
-
-def _check_addresses(pool_bytes: int, kv_dtype: str) -> None:
-    """Kernels cannot address K or V of one-byte elements between 2 and 4 GiB."""
-    if kv_dtype == KV_DTYPES["fp8_e4m3"] and 2**31 < pool_bytes // 2 <= 2**32:
-        raise ConfigError(
-            f"an FP8 KV pool of {pool_bytes / 2**30:.2f} GiB a device cannot be addressed by GPU "
-            "kernels; choose at most 4 GiB, or more than 8"
-        )
 
 
 def _token_bytes(model: ModelConfig, mesh: MeshConfig, kv_dtype: str, drafting: bool) -> int:

@@ -8,11 +8,10 @@ import sys
 
 import pytest
 
-from glmjax import devices
 from glmjax.config import MeshConfig
-from glmjax.devices import assembler_first
 from glmjax.errors import ConfigError
-from glmjax.plan.target import described_mesh
+from glmjax.plan import target
+from glmjax.plan.target import assembler_first, described_mesh
 
 pytestmark = pytest.mark.aot
 
@@ -55,7 +54,7 @@ def test_the_packages_assembler_comes_first_once(monkeypatch):
 )
 def test_what_is_not_installed_is_said_with_a_remedy(package):
     with pytest.raises(ConfigError, match=r"odd is not installed: pip install 'glmjax\[aot\]'"):
-        devices.tool(package, "bin/odd")
+        target.tool(package, "bin/odd")
 
 
 def test_without_the_plugin_it_says_what_to_install():

@@ -18,7 +18,7 @@ from models_day import Model, models, restore
 from glmjax.model.spec import path_name
 from glmjax.plans import Bucket, ChunkRow, DecodeRow, GroupRows, Limits, StepPlan
 from glmjax.runner.blob import mask_shape, pack
-from glmjax.runner.compiled import lower_step
+from glmjax.runner.compiled import lower_step, options_for
 from glmjax.runner.runner import pool_dtype
 from glmjax.runner.state import make_state, state_specs
 from glmjax.sharding import named_sharding
@@ -78,7 +78,7 @@ class Step:
         bucket, params = shape.bucket, model.params
         lowered = lower_step(model.config, self.limits, bucket, mesh, params, self._state)
         began = time.perf_counter()
-        self.program = lowered.compile(compiler_options=dict(options or {}))
+        self.program = lowered.compile(compiler_options={**options_for(mesh), **(options or {})})
         self.compile_s = time.perf_counter() - began
         blob, ones = pack(_plan(shape, self.limits), self.limits), mask_shape(bucket, self.limits)
         self._blob = jax.device_put(blob, named_sharding(mesh, ("groups", None)))

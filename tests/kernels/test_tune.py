@@ -226,11 +226,12 @@ def entry(by: int, **when) -> tune.Entry:
     return {"when": when, "tile": {"by": by}}
 
 
-def test_new_entries_take_the_place_of_those_they_overlap():
-    old = [entry(1, n=[1, 16]), entry(2, n=[17, 99]), entry(3, n=[1, 99], kind="a")]
+def test_new_entries_take_the_place_of_those_they_cover_and_go_before_wider_ones():
+    inside, wider, other = entry(1, n=[9, 16]), entry(2, n=[17, 99]), entry(3, n=[1, 99], kind="a")
+    old = [inside, wider, other]
     table = {"h100": {"op": old, "other": [entry(4)]}, "h200": {"op": old}}
     new = tune.merge(table, "h100", "op", [entry(5, n=[8, 20])])
-    assert new["h100"]["op"] == [entry(3, n=[1, 99], kind="a"), entry(5, n=[8, 20])]
+    assert new["h100"]["op"] == [other, entry(5, n=[8, 20]), wider]
     assert new["h100"]["other"] == [entry(4)]
     assert new["h200"] == table["h200"]
     assert table["h100"]["op"] == old

@@ -101,14 +101,3 @@ def test_a_mesh_that_does_not_divide():
     model = ModelConfig.from_name("zai-org/GLM-4.5")
     with pytest.raises(ConfigError, match="tensor parallel 3 does not divide"):
         make_limits(model, MeshConfig(1, 3), CacheConfig(), SchedulerConfig())
-
-
-@pytest.mark.parametrize(("gib", "fits"), [(4, True), (5, False), (8, False), (9, True)])
-def test_an_fp8_pool_that_kernels_could_not_address_is_refused(gib, fits):
-    cache = CacheConfig(memory_bytes=gib << 30, dtype="fp8_e4m3")
-    args = ModelConfig.from_name("zai-org/GLM-4.5-Air"), MeshConfig(1, 8), cache
-    if fits:
-        assert make_limits(*args, SchedulerConfig()).pages > 0
-    else:
-        with pytest.raises(ConfigError, match="cannot be addressed"):
-            make_limits(*args, SchedulerConfig())

@@ -28,7 +28,7 @@ def parts(served: ServedModel, monkeypatch: pytest.MonkeyPatch) -> tuple[LLM, Pa
     engine, runner = make_engine(served)
     made = [engine]
     del engine  # so that the LLM alone holds it
-    monkeypatch.setattr(glmjax.llm, "build", lambda *_: (made.pop(), served))
+    monkeypatch.setattr(glmjax.llm, "build", lambda *_, **__: (made.pop(), served))
     return LLM(served.folder), runner
 
 
