@@ -118,6 +118,7 @@ def test_a_constraint_after_thinking(llm: LLM):
     answers = llm.generate(
         [[n] for n in range(1, 9)],
         max_new_tokens=2000,
+        seed=1,
         logit_bias={end: 5.0},
         ignore_eos=False,
         choice=["yes"],
