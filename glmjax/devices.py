@@ -12,14 +12,13 @@ from jax.sharding import Mesh
 from glmjax.config import MeshConfig
 from glmjax.errors import ConfigError
 from glmjax.sharding import make_mesh
-from pallas_kernels.backend import Backend
+from pallas_kernels.backend import DEVICES, NAMES, Backend
 
 log = logging.getLogger(__name__)
 
 MIN_CACHED_COMPILE_S = 0.3
 
-KERNELS = ("auto", "ref", "triton", "mosaic")
-TUNED_DEVICES = ("h100", "h200")
+KERNELS = ("auto", *NAMES)
 HOPPER = "9.0"  # compute capability
 
 
@@ -93,5 +92,5 @@ def kernel_backend(choice: str, mesh: Mesh) -> Backend:
             raise ConfigError(f"mosaic kernels do not run on {device.device_kind}: --kernels ref")
     if on_cpu and name != "ref":
         log.warning("%s kernels are interpreted on a CPU: right, and very slow", name)
-    known = [tuned for tuned in TUNED_DEVICES if tuned in device.device_kind.lower()]
-    return Backend(name, interpret=on_cpu, device=[*known, TUNED_DEVICES[0]][0])
+    known = [tuned for tuned in DEVICES if tuned in device.device_kind.lower()]
+    return Backend(name, interpret=on_cpu, device=[*known, DEVICES[0]][0])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 NAMES = ("ref", "triton", "mosaic")
+DEVICES = ("h100", "h200")  # keys of tiles.json
+PROCESSORS = 132  # streaming multiprocessors of either
 
 
 @dataclass(frozen=True)

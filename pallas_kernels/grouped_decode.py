@@ -83,6 +83,26 @@ def own_steps(num_blocks: Any, block: Any, grid: tuple[int, int, int]) -> Any:
     return jnp.maximum(tiles, 0) * steps_k
 
 
+def tile_specs(
+    experts: Any, block: Any, grid: tuple[int, int, int], tile: tuple[int, int, int]
+) -> list[Any]:
+    """Which rows of x and of its expert's w a step reads; tile: block_rows, block_n, block_k."""
+    rows, columns, tile_k = tile
+
+    def x_place(step: Any) -> tuple[Any, Any]:
+        b, _, k = place(step, block, grid)
+        return b, k
+
+    def w_place(step: Any) -> tuple[Any, Any, Any]:
+        b, n, k = place(step, block, grid)
+        return experts[b], n, k
+
+    return [
+        mosaic.BlockSpec((rows, tile_k), x_place),
+        mosaic.BlockSpec((None, columns, tile_k), w_place),
+    ]
+
+
 def carried(sums: jax.Array, k: Any) -> jax.Array:
     """Sums so far, none at a tile's first step: zeros by selection, for 0 * NaN would be NaN."""
     return jnp.where(jnp.broadcast_to(k == 0, sums.shape), jnp.float32(0), sums)
@@ -109,21 +129,10 @@ def _kernel(
 
         return sums
 
-    def x_place(s):
-        b, _, k = place(s, me, grid)
-        return b, k
-
-    def w_place(s):
-        b, n, k = place(s, me, grid)
-        return experts[b], n, k
-
     mosaic.emit_pipeline(
         step,
         grid=(own_steps(num_blocks[0], me, grid),),
-        in_specs=[
-            mosaic.BlockSpec((rows, tile_k), x_place),
-            mosaic.BlockSpec((None, columns, tile_k), w_place),
-        ],
+        in_specs=tile_specs(experts, me, grid, (rows, columns, tile_k)),
         max_concurrent_steps=stages,
         init_carry=mosaic.zeros((columns, rows), interpret=interpret),
     )(x, w)

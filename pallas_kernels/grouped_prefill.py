@@ -12,7 +12,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_kernels import mosaic
-from pallas_kernels.grouped_decode import carried, own_steps, place
+from pallas_kernels.grouped_decode import carried, own_steps, place, tile_specs
 
 COMPUTE = 2  # warpgroups that multiply; a third copies
 COPY_REGISTERS = 40
@@ -75,7 +75,7 @@ def parts(columns: int) -> int:
 def _kernel(experts, num_blocks, x, w, *refs, staged, tile, grid, stages, interpret):
     *scales, out = refs
     me, warpgroup = lax.axis_index("block"), lax.axis_index("warpgroup")
-    block_rows, block_n, block_k = tile
+    block_rows, block_n, _ = tile
     rows, columns = warpgroup_tile(block_rows, block_n)
     row = warpgroup % (block_rows // rows) * rows
     column = warpgroup // (block_rows // rows) * columns
@@ -107,21 +107,10 @@ def _kernel(experts, num_blocks, x, w, *refs, staged, tile, grid, stages, interp
         run(tuple(mosaic.zeros((rows, width), interpret=interpret) for _ in range(count)))
         mosaic.wait_copied()
 
-    def x_place(s):
-        b, _, k = place(s, me, grid)
-        return b, k
-
-    def w_place(s):
-        b, n, k = place(s, me, grid)
-        return experts[b], n, k
-
     mosaic.emit_pipeline_warp_specialized(
         step,
         grid=(own_steps(num_blocks[0], me, grid),),
-        in_specs=[
-            mosaic.BlockSpec((block_rows, block_k), x_place),
-            mosaic.BlockSpec((None, block_n, block_k), w_place),
-        ],
+        in_specs=tile_specs(experts, me, grid, tile),
         max_concurrent_steps=stages,
         memory_registers=COPY_REGISTERS,
         num_compute_wgs=COMPUTE,

@@ -12,6 +12,8 @@ from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.backend import PROCESSORS
+
 SMEM, BlockSpec = plgpu.SMEM, plgpu.BlockSpec
 emit_pipeline = plgpu.emit_pipeline
 # Its type says that the body returns nothing; with a carry it returns the next.
@@ -20,7 +22,6 @@ copy_out, commit_smem = plgpu.copy_smem_to_gmem, plgpu.commit_smem
 
 SHARED_BYTES = 232_448  # what a block may use on Hopper
 WARPGROUP_ROWS = 64  # rows of one wgmma
-PROCESSORS = 132  # streaming multiprocessors of an H100 or H200
 
 
 def launch(

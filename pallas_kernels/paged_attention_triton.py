@@ -18,12 +18,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_kernels import tiles
-from pallas_kernels.backend import Backend
+from pallas_kernels.backend import PROCESSORS, Backend
 from pallas_kernels.pool_bits import floats
-from pallas_kernels.triton import launch, load, store
+from pallas_kernels.triton import check_addresses, launch, load, store
 
 NEG_INF = -1e30
-PROCESSORS = 132  # of an H100 or H200
 MAX_SPLITS = 16
 
 
@@ -112,20 +111,13 @@ def split_count(items: int, blocks: int) -> int:
 def check_pool(shape: tuple[int, ...], dtype: Any) -> None:
     """Raise ValueError for a pool that these kernels cannot read.
 
-    Pallas computes offsets, in elements, with 64 bits where an array is larger than 2^32 bytes, and
-    with 32 bits and a sign where it is not: pools of one-byte elements between 2^31 and 2^32 bytes
-    are out of its reach.
+    Pages and heads are powers of two, and `check_addresses` bounds the whole.
     """
     _, _, page_size, _, head_dim = shape
     for name, size in (("page_size", page_size), ("head_dim", head_dim)):
         if size & (size - 1):
             raise ValueError(f"{name} is {size}, expected a power of two")
-    elements = math.prod(shape)
-    if elements > 2**31 and elements * jnp.dtype(dtype).itemsize <= 2**32:
-        raise ValueError(
-            f"a pool of {elements:,} elements of {jnp.dtype(dtype).name}, expected at most 2^31"
-            " elements or more than 2^32 bytes: take fewer pages, or more"
-        )
+    check_addresses("paged_attention", shape, dtype)
 
 
 def _whole(plan: Plan, places, q, pools, how) -> jax.Array:

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from pallas_kernels.fp8 import FP8, to_fp8
 
 FLOATS = {jnp.dtype("uint16"): jnp.dtype("bfloat16"), jnp.dtype("uint8"): jnp.dtype(FP8)}
+BITS = {kind.name: bits.name for bits, kind in FLOATS.items()}
 
 
 def stored(x: jax.Array, dtype: DTypeLike) -> jax.Array:

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
+from jax.typing import DTypeLike
 
 load, store = plgpu.load, plgpu.store
 
@@ -36,7 +38,7 @@ def launch(
         ValueError: an array that a kernel could not address.
     """
     for array in (*inputs, *outputs):
-        _check_addresses(name, array)
+        check_addresses(name, array.shape, array.dtype)
     call = pl.pallas_call(
         kernel,
         grid=grid,
@@ -51,14 +53,18 @@ def launch(
     return call(*inputs)
 
 
-def _check_addresses(name: str, array: Any) -> None:
-    """Pallas takes 64-bit offsets from 2^32 bytes on, and signed 32-bit ones below."""
-    elements, size = math.prod(array.shape), math.prod(array.shape) * array.dtype.itemsize
-    if elements > 2**31 and size <= 2**32:
+def check_addresses(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+    """Raise ValueError for an array of whose elements a kernel would miss some.
+
+    Pallas computes offsets, in elements, with 64 bits where an array is larger than 2^32 bytes, and
+    with 32 bits and a sign where it is not.
+    """
+    elements, dtype = math.prod(shape), jnp.dtype(dtype)
+    if elements > 2**31 and elements * dtype.itemsize <= 2**32:
         raise ValueError(
-            f"{name}: an array {list(array.shape)} of {array.dtype} has more than 2^31 elements in "
+            f"{name}: an array {list(shape)} of {dtype} has more than 2^31 elements in "
             "no more than 2^32 bytes, which a Triton kernel would address wrongly; shard it "
-            "further, or choose another size"
+            "further, or of a pool take fewer pages, or more"
         )
 
 

@@ -20,12 +20,11 @@ import jax
 from tqdm import tqdm
 
 from pallas_kernels import tiles
-from pallas_kernels.backend import NAMES, Backend
+from pallas_kernels.backend import DEVICES, NAMES, Backend
 from pallas_kernels.measure import LEAST_S, ROUNDS, Program
 from pallas_kernels.tile_candidates import Part, Task, attention_tasks, grouped_tasks
 from pallas_kernels.tiles import Tile
 
-DEVICES = ("h100", "h200")
 TASKS = {"grouped_matmul": grouped_tasks, "paged_attention": attention_tasks}
 MAX_COMPILERS = 8
 

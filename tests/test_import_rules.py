@@ -51,7 +51,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {
         "checkpoint",
         "convert",
-        "devices",
         "model",
         "pallas_kernels",
         "runner",

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import cramjam
+import cramjam  # pyright: ignore[reportMissingImports]  the extra "aot" has it
 import jax
 from jax.experimental import serialize_executable
 

@@ -22,11 +22,9 @@ from glmjax.runner.sampling import table_row
 from glmjax.runner.state import make_state, state_specs
 from glmjax.runner.update import fit
 from glmjax.sharding import named_sharding
+from pallas_kernels.pool_bits import BITS
 
 log = logging.getLogger(__name__)
-
-# On a CPU a pool holds bits: XLA would convert the whole of it to a wider float at every access.
-_CPU_BITS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8"}
 
 
 @dataclass(frozen=True)
@@ -145,4 +143,4 @@ class DeviceRunner:
 def pool_dtype(kv_dtype: str, mesh: Mesh) -> str:
     """The dtype of a pool of `kv_dtype`: the same, on a CPU an integer of its bits."""
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return _CPU_BITS.get(kv_dtype, kv_dtype) if on_cpu else kv_dtype
+    return BITS.get(kv_dtype, kv_dtype) if on_cpu else kv_dtype

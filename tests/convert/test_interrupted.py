@@ -294,3 +294,14 @@ def zeros(config) -> dict[str, np.ndarray]:
         name: np.zeros(noise.shape, "float32" if noise.keep_float32 else config.dtype)
         for name, noise in (tensors(config) | mtp_tensors(config)).items()
     }
+
+
+def test_work_that_was_being_cleared_asks_for_no_first_command(tmp_path):
+    """The record is emptied before the arrays go: nothing says any more how they were made."""
+    source, out = write(tmp_path / "hf", TINY, draw(TINY)), tmp_path / "out"
+    convert(source, out)
+    partial = out.rename(tmp_path / "out.partial")
+    (partial / "glmjax.json").unlink()
+    (partial / "conversion.json").write_text("")
+    convert(source, out, quantize="fp8")
+    assert open_converted(out).manifest.quantized

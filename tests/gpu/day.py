@@ -11,8 +11,8 @@ from typing import Any
 import jax
 
 from glmjax.config import MeshConfig
-from glmjax.devices import TUNED_DEVICES, mesh_for
-from pallas_kernels.backend import Backend
+from glmjax.devices import mesh_for
+from pallas_kernels.backend import DEVICES, Backend
 
 Row = dict[str, Any]
 
@@ -53,7 +53,7 @@ class Day:
     def device(self) -> str:
         """Which tiles and peaks are this GPU's; the H100's where it is unknown."""
         kind = jax.devices()[0].device_kind.lower()
-        return next((name for name in TUNED_DEVICES if name in kind), TUNED_DEVICES[0])
+        return next((name for name in DEVICES if name in kind), DEVICES[0])
 
     @property
     def peak(self) -> Peak:

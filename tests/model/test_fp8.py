@@ -73,3 +73,14 @@ def test_a_mesh_that_cuts_within_a_block_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="cuts its 24 columns within FP8 blocks of 16"):
         load(tmp_path / "fp8", make_mesh(MeshConfig(tensor=2)))
     load(tmp_path / "fp8", make_mesh(MeshConfig(tensor=1)))
+
+
+def test_experts_of_two_forms_are_refused(tmp_path):
+    """Both products of an expert's MLP take rows of one form."""
+    convert(hf.write(tmp_path / "hf", CONFIG, hf.draw(CONFIG)), tmp_path / "out", quantize="fp8")
+    mesh = make_mesh(MeshConfig())
+    config, params = load(tmp_path / "out", mesh)
+    mlp = params["layers"][1]["mlp"]
+    mlp["experts_down_proj"] = mlp["experts_down_proj"].values.astype(config.dtype)
+    with pytest.raises(ConfigError, match="expected the same"):
+        Forward(config, mesh, params).main(prompt_ids(CONFIG))
