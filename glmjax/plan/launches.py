@@ -54,12 +54,19 @@ def lower_for(
 def with_launches(
     lowered: jax.stages.Lowered, options: Mapping[str, Any]
 ) -> tuple[jax.stages.Compiled, tuple[Launch, ...]]:
-    """Compile, and list the launches."""
+    """Compile one call of each kernel, and list the launches with what Mosaic's share."""
+    executable, found = compile_listed(lowered, options)
+    return executable, tuple(_named(found, mosaic_shared_bytes(lowered)))
+
+
+def compile_listed(
+    lowered: jax.stages.Lowered, options: Mapping[str, Any]
+) -> tuple[jax.stages.Compiled, list[Launch]]:
+    """Compile, and read what XLA wrote down that it launches."""
     with TemporaryDirectory() as folder:
         executable = lowered.compile(compiler_options={**options, "xla_dump_to": folder})
         [file] = Path(folder).glob("*.thunk_sequence.txt")
-        text = file.read_text("utf-8")
-    return executable, tuple(_named(parse(text), mosaic_shared_bytes(lowered)))
+        return executable, parse(file.read_text("utf-8"))
 
 
 def parse(text: str) -> list[Launch]:

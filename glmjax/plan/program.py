@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +17,7 @@ from jax.sharding import Mesh
 from glmjax.config import ModelConfig
 from glmjax.plan.abstract import abstract_params, abstract_state
 from glmjax.plan.hlo import Op, operations
-from glmjax.plan.launches import Launch, parse
+from glmjax.plan.launches import Launch, compile_listed
 from glmjax.plan.target import COMPILE_OPTIONS
 from glmjax.plans import Bucket, Limits
 from glmjax.runner.compiled import lower_step
@@ -115,11 +113,7 @@ def compile_program(
         RuntimeError: a kernel's code was lost before XLA could compile it.
     """
     check_kernels(lowered)
-    with TemporaryDirectory() as folder:
-        dump = {"xla_dump_to": folder}
-        compiled = lowered.compile(compiler_options={**COMPILE_OPTIONS, **(options or {}), **dump})
-        [file] = Path(folder).glob("*.thunk_sequence.txt")
-        launched = parse(file.read_text("utf-8"))
+    compiled, launched = compile_listed(lowered, {**COMPILE_OPTIONS, **(options or {})})
     return Program(compiled, report(compiled, launched))
 
 

@@ -8,9 +8,10 @@ from functools import cache
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from glmjax.config import CacheConfig, MeshConfig, ModelConfig, SchedulerConfig
+from glmjax.plan.launches import lower_for
 from glmjax.plan.program import Program, compile_program, compile_step
 from glmjax.plan.target import described_mesh
 from glmjax.plans import Bucket, Limits
@@ -33,12 +34,7 @@ def lower_kernel(
     fn: Callable[..., Any], *shapes: Any, donate: tuple[int, ...] = ()
 ) -> jax.stages.Lowered:
     """`fn` of arrays, real or abstract, for one described H100."""
-    sharding = NamedSharding(mesh_of("h100"), PartitionSpec())
-    placed = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
-    )
-    traced = jax.jit(fn, donate_argnums=donate).trace(*placed)
-    return traced.lower(lowering_platforms=("cuda",))
+    return lower_for(mesh_of("h100"), fn, shapes, donate)
 
 
 def compile_kernel(
