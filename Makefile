@@ -6,9 +6,11 @@ ARGS ?=
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 PYTEST := $(BIN)/python -m pytest
+# For programs that compile for GPUs which are not there; XLA complains of that at every start.
+DESCRIBED := JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test parity aot slow bench lint
+.PHONY: help setup serve plan test parity aot slow bench lint
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -18,6 +20,9 @@ setup: .venv/.installed  ## build .venv (about a minute, once)
 serve: .venv/.installed  ## serve: HTTP on 127.0.0.1:30000, gRPC on 30001
 	@$(BIN)/python serve.py $(ARGS)
 
+plan: .venv-aot/.installed  ## what a model takes of which GPUs, with none there: ARGS="--model GLM-4.5-FP8 --mesh 8"
+	@$(DESCRIBED) .venv-aot/bin/python serve.py --plan $(ARGS)
+
 test: .venv/.installed  ## the default test suite; needs no torch and no GPU
 	@$(PYTEST) -n 2 $(ARGS)
 
@@ -25,7 +30,7 @@ parity: .venv/.parity  ## compare with transformers live; installs torch
 	@$(PYTEST) -m parity $(ARGS)
 
 aot: .venv-aot/.installed  ## compile for GPUs that need not be there, and check what came out (minutes)
-	@JAX_PLATFORMS=cpu .venv-aot/bin/python -m pytest -m aot -n 2 $(ARGS)
+	@$(DESCRIBED) .venv-aot/bin/python -m pytest -m aot -n 2 $(ARGS)
 
 slow: .venv/.installed  ## the tests that take minutes
 	@$(PYTEST) -m slow $(ARGS)

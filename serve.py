@@ -16,13 +16,20 @@ from glmjax.bundled import converted
 from glmjax.config import (
     DTYPES,
     KV_CHOICES,
+    MEMORY_FRACTION,
+    SIZES,
     CacheConfig,
     MeshConfig,
     ModelConfig,
     SchedulerConfig,
+    Sizes,
 )
-from glmjax.devices import KERNELS, cache_folder, prepare
+from glmjax.devices import KERNELS, cache_folder, platform, prepare
 from glmjax.errors import ConfigError, GlmjaxError
+from glmjax.hosts.connect import connect
+from glmjax.hosts.joining import agreement, place_of
+from glmjax.hosts.roles import joined
+from glmjax.planner import command as planning
 from glmjax.server.serving import check_free, serve
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
@@ -30,11 +37,27 @@ ALGORITHMS = ("EAGLE", "NEXTN")
 DRAFTING = """A model with an MTP block drafts tokens ahead and verifies them all at once: the same
 answers, faster. The options are called as in SGLang."""
 
+HOSTS = """One model over the devices of several machines: run the same command on each, but for
+--host-index. Host 0 schedules and answers requests; the others compute with it. They meet at ports
+PORT (JAX) and PORT + 1 (plans) of host 0, and JAX opens more between all of them: on a private
+network only, since nothing is authenticated or encrypted. When a host is gone the service ends on
+all of them."""
+
+# What may differ between hosts; all other options must be the same.
+OWN = {"host", "port", "grpc-port", "host-index", "coordinator", "model", "served-model-name"} | {
+    "compile-cache",
+    "drain-timeout-s",
+}
+
 EPILOG = """examples:
   python serve.py                                 the bundled glm-nano, to see it work
   python serve.py --model glm-4.5-air --mesh 8    tensor parallel over 8 devices
   python serve.py --model glm-4.5-air --mesh 2x4  2 data groups of tensor parallel 4
+  python serve.py --mesh 16 --hosts 2 --host-index 0 --coordinator 10.0.0.1:9000
+                                                  and on another machine with --host-index 1
   python serve.py --speculative-num-steps 0       one token a step, without drafting
+  python serve.py --plan --model zai-org/GLM-4.5-FP8 --mesh 8 --device h100
+                                                  does it fit, how many requests, how fast at best
 
 Without a GPU the devices are virtual ones on the CPU.
 Ctrl-C or SIGTERM: finish what runs, then exit; once more: exit at once.
@@ -50,7 +73,14 @@ def parser() -> argparse.ArgumentParser:
             argparse.RawDescriptionHelpFormatter, max_help_position=36
         ),
     )
-    for add_options in (_model_options, _network_options, _capacity_options, _drafting_options):
+    for add_options in (
+        _model_options,
+        _hosts_options,
+        _network_options,
+        _capacity_options,
+        _drafting_options,
+        planning.add_options,
+    ):
         add_options(p)
     return p
 
@@ -74,6 +104,14 @@ def _model_options(p: argparse.ArgumentParser) -> None:
         default="1",
         metavar="N|DxT",
         help="devices: N (tensor parallel) or DxT (D data groups of tensor parallel T); default 1",
+    )
+    add(
+        "--expert-parallel",
+        action="store_true",
+        help="each device of a group has whole experts, rather than a part of every expert's "
+        "width. Pays where parts are too narrow: FP8 kernels take GLM-4.5-Air's experts whole, "
+        "but not their eighths; and prefill has larger tiles. A step waits for the device whose "
+        "experts are chosen most",
     )
     add("--dtype", choices=DTYPES, help="of weights, activations and KV; default: the checkpoint's")
     add(
@@ -100,6 +138,13 @@ def _model_options(p: argparse.ArgumentParser) -> None:
     )
 
 
+def _hosts_options(p: argparse.ArgumentParser) -> None:
+    add = p.add_argument_group("several hosts", HOSTS).add_argument
+    add("--hosts", type=int, default=1, metavar="N", help="machines in all; default 1")
+    add("--host-index", type=int, metavar="I", help="which this one is, 0 to N - 1")
+    add("--coordinator", default="", metavar="HOST:PORT", help="of host 0, as the others reach it")
+
+
 def _network_options(p: argparse.ArgumentParser) -> None:
     group = p.add_argument_group("where clients find it")
     add, port = group.add_argument, functools.partial(group.add_argument, type=_port, metavar="N")
@@ -118,17 +163,25 @@ def _network_options(p: argparse.ArgumentParser) -> None:
 def _capacity_options(p: argparse.ArgumentParser) -> None:
     group = p.add_argument_group("how much at once")
     add, number = group.add_argument, functools.partial(group.add_argument, type=int, metavar="N")
-    number("--max-running-requests", default=32, help="at once; default 32")
+    number("--max-running-requests", help="at once; default 32, on GPUs 128")
     number("--max-queued-requests", default=1024, help="more are refused; default 1024")
     number("--max-seq-len", help="prompt and output together; default: the model's")
-    number("--chunked-prefill-size", default=256, help="prompt tokens a step; default 256")
-    number("--page-size", default=16, help="tokens a KV page; default 16")
+    number("--chunked-prefill-size", help="prompt tokens a step; default 256, on GPUs 2048")
+    number("--page-size", help="tokens a KV page; default 16, on GPUs 64")
     add(
         "--kv-cache-gib",
         type=_positive,
-        default=1.0,
         metavar="X",
-        help="KV pool of each device; default 1",
+        help="KV pool of each device; default: what a GPU has left beside weights and temporaries, "
+        "1 on a CPU",
+    )
+    add(
+        "--memory-fraction",
+        type=_fraction,
+        default=MEMORY_FRACTION,
+        metavar="X",
+        help="of a GPU's memory, what is used in all; the rest is for CUDA and NCCL; default "
+        "%(default)g",
     )
     add(
         "--kv-cache-dtype",
@@ -195,7 +248,13 @@ def _positive(text: str) -> float:
     return value
 
 
-def scheduler_config(args: argparse.Namespace) -> SchedulerConfig:
+def _fraction(text: str) -> float:
+    if not 0 < (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
+    return value
+
+
+def scheduler_config(args: argparse.Namespace, sizes: Sizes) -> SchedulerConfig:
     """How requests share the device. Raises ConfigError for sizes that cannot be."""
     steps, verified = args.speculative_num_steps, args.speculative_num_draft_tokens
     if verified not in (None, steps + 1):
@@ -205,9 +264,9 @@ def scheduler_config(args: argparse.Namespace) -> SchedulerConfig:
             "or leave it out"
         )
     return SchedulerConfig(
-        args.max_running_requests,
+        _said(args.max_running_requests, sizes.max_running_requests),
         args.max_queued_requests,
-        args.chunked_prefill_size,
+        _said(args.chunked_prefill_size, sizes.chunked_prefill_size),
         args.max_seq_len,
         speculative_num_steps=steps,
         prefix_cache=not args.disable_radix_cache,
@@ -215,10 +274,15 @@ def scheduler_config(args: argparse.Namespace) -> SchedulerConfig:
     )
 
 
-def cache_config(args: argparse.Namespace) -> CacheConfig:
+def cache_config(args: argparse.Namespace, sizes: Sizes) -> CacheConfig:
     """The KV pool. Raises ConfigError for sizes that cannot be."""
-    memory_bytes = int(args.kv_cache_gib * 2**30)
-    return CacheConfig(args.page_size, None, memory_bytes, args.kv_cache_dtype)
+    memory_bytes = args.kv_cache_gib and max(int(args.kv_cache_gib * 2**30), 1)
+    page_size = _said(args.page_size, sizes.page_size)
+    return CacheConfig(page_size, None, memory_bytes, args.kv_cache_dtype)
+
+
+def _said(value: int | None, default: int) -> int:
+    return default if value is None else value
 
 
 def check_drafting(args: argparse.Namespace, folder: Path) -> None:
@@ -230,28 +294,59 @@ def check_drafting(args: argparse.Namespace, folder: Path) -> None:
         )
 
 
+def run_plan(args: argparse.Namespace) -> int:
+    """Print what a server on GPUs would take."""
+    if args.model is None:
+        raise ConfigError("--plan needs --model: a folder, or a name like zai-org/GLM-4.5-FP8")
+    mesh, sizes = parse_mesh(args), SIZES["gpu"]
+    mesh = mesh if args.hosts > 1 else mesh.on_hosts()
+    return planning.run(args, mesh, cache_config(args, sizes), scheduler_config(args, sizes))
+
+
+def parse_mesh(args: argparse.Namespace) -> MeshConfig:
+    """The devices. Raises ConfigError for a mesh that cannot be."""
+    return MeshConfig.parse(args.mesh, expert_parallel=args.expert_parallel, hosts=args.hosts)
+
+
 def run(args: argparse.Namespace) -> None:
     """Build the engine and serve until told to stop."""
-    mesh, scheduler = MeshConfig.parse(args.mesh), scheduler_config(args)
-    check_free(args.host, args.port, args.grpc_port)
-    prepare(mesh.size, args.compile_cache)
-    folder = args.model or converted(mesh.size)
+    mesh = parse_mesh(args)
+    for configure in (scheduler_config, cache_config):  # what cannot be is told before JAX starts
+        configure(args, SIZES["cpu"])
+    place = place_of(args.hosts, args.host_index, args.coordinator)
+    ports = args.host, args.port, args.grpc_port
+    if place.index == 0:
+        check_free(*ports)
+    prepare(mesh.devices_per_host, args.compile_cache, args.memory_fraction)
+    folder = args.model or converted(mesh.size, apart=args.hosts > 1)
     check_drafting(args, folder)
-    cache = cache_config(args)
     names = args.served_model_name, args.kernels
-    engine, served = build(folder, mesh, args.dtype, cache, scheduler, *names)
-    gc.collect()
-    gc.freeze()  # what is built by now stays: walking through it would stop a step for 0.1 s
-    asyncio.run(serve(engine, served, args.host, args.port, args.grpc_port, args.drain_timeout_s))
+    with joined(place, agreement(shared(args), folder)) as role:
+        connect(place, mesh)
+        sizes = SIZES[platform()]
+        configs = cache_config(args, sizes), scheduler_config(args, sizes)
+        engine, served = build(folder, mesh, args.dtype, *configs, *names, role.over)
+        gc.collect()
+        gc.freeze()  # what is built by now stays: walking through it would stop a step for 0.1 s
+        answer = functools.partial(serve, engine, served, *ports, args.drain_timeout_s)
+        role.run(lambda watch: asyncio.run(answer(watch)))
+
+
+def shared(args: argparse.Namespace) -> dict[str, object]:
+    """The options that every host must have alike, by name."""
+    options = {name.replace("_", "-"): value for name, value in vars(args).items()}
+    return {f"--{name}": value for name, value in options.items() if name not in OWN}
 
 
 def main() -> int:
-    """Exit status: 0 after a clean stop, 1 when it could not serve."""
+    """Exit status: 0 after a clean stop or a plan that fits, 1 when it could not serve."""
     args = parser().parse_args()
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, force=True)
     for library in ("absl", "jax"):  # a dozen lines a restored layer, none of them for people
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
+        if args.plan:
+            return run_plan(args)
         run(args)
     except GlmjaxError as error:
         print(f"serve.py: {error}", file=sys.stderr)

@@ -1,4 +1,8 @@
-"""How stored arrays are cut into chunks, so that a device of any mesh reads about its part only."""
+"""How stored arrays are cut into chunks, so that a device of any mesh reads about its part only.
+
+A device has a part of the width of all experts, or whole experts. So experts are cut both ways, but
+into fewer parts by number: each cut multiplies the files.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from glmjax.sharding import partition_spec
 MIN_CHUNK_BYTES = 1 << 18
 MAX_CHUNK_BYTES = 1 << 26
 _COMMON_PARTS = 16
+_EXPERT_AXIS, _EXPERT_PARTS = "experts", 8  # as many as devices of a machine
 
 
 def tensor_parts(config: ModelConfig) -> int:
@@ -25,16 +30,17 @@ def tensor_parts(config: ModelConfig) -> int:
 
 
 def chunk_shape(spec: ParamSpec, parts: int) -> tuple[int, ...]:
-    """Cut the sharded axis into up to `parts`, then halve other axes of chunks too large.
+    """Cut the sharded axis into up to `parts`, experts into up to 8; halve chunks still too large.
 
     Chunks below MIN_CHUNK_BYTES would cost more in files than they save in reading; those above
     MAX_CHUNK_BYTES would cost memory. Every chunk divides the shape.
     """
     chunks = list(spec.shape)
     item_bytes = np.dtype(spec.dtype).itemsize
-    for axis, mesh_axis in enumerate(partition_spec(spec.axes)):
-        if mesh_axis is not None:
-            chunks[axis] //= _pieces(chunks[axis], parts, spec.size_bytes)
+    cuts = {i: parts for i, axis in enumerate(partition_spec(spec.axes)) if axis is not None}
+    cuts |= {i: _EXPERT_PARTS for i, axis in enumerate(spec.axes) if axis == _EXPERT_AXIS}
+    for axis, most in cuts.items():
+        chunks[axis] //= _pieces(chunks[axis], most, math.prod(chunks) * item_bytes)
     for axis, extent in enumerate(chunks):
         while math.prod(chunks) * item_bytes > MAX_CHUNK_BYTES and extent % 2 == 0:
             extent = chunks[axis] = extent // 2

@@ -4,6 +4,7 @@
     glmjax.generate(prompts, model=DIR)   with a model of your own
     glmjax.LLM(DIR, mesh=8)               a model kept loaded
     glmjax.Engine(runner)                 continuous batching, step by step
+    glmjax.plan("zai-org/GLM-4.5-FP8")    what a model takes of which GPUs, with none there
 
 Names are imported when first used, so that the parts without JAX stay free of it.
 """
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from glmjax.engine import Engine
     from glmjax.errors import GlmjaxError
     from glmjax.llm import LLM, Completion, generate
+    from glmjax.planner.plan import Plan, Workload, plan
     from glmjax.types import FinishReason, Request, RequestOutput, SamplingParams
 
 _HOMES = {
@@ -30,6 +32,9 @@ _HOMES = {
     "LLM": "glmjax.llm",
     "Completion": "glmjax.llm",
     "generate": "glmjax.llm",
+    "Plan": "glmjax.planner.plan",
+    "Workload": "glmjax.planner.plan",
+    "plan": "glmjax.planner.plan",
     "FinishReason": "glmjax.types",
     "Request": "glmjax.types",
     "RequestOutput": "glmjax.types",
@@ -45,11 +50,14 @@ __all__ = [
     "GlmjaxError",
     "MeshConfig",
     "ModelConfig",
+    "Plan",
     "Request",
     "RequestOutput",
     "SamplingParams",
     "SchedulerConfig",
+    "Workload",
     "generate",
+    "plan",
 ]
 
 

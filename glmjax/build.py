@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from glmjax.checkpoint import open_converted
-from glmjax.config import KV_DTYPES, CacheConfig, MeshConfig, ModelConfig, SchedulerConfig
-from glmjax.devices import kernel_backend, mesh_for
+from glmjax.config import (
+    DEFAULT_POOL_BYTES,
+    SIZES,
+    CacheConfig,
+    MeshConfig,
+    ModelConfig,
+    SchedulerConfig,
+)
+from glmjax.devices import is_cpu, kernel_backend, mesh_for, platform, prepare, usable_bytes
 from glmjax.engine import Engine
 from glmjax.errors import ConfigError
+from glmjax.planner.deployment import Deployment
+from glmjax.planner.fitting import fit, largest_temp_bytes
+from glmjax.planner.memory import Memory, out_of_reach
+from glmjax.plans import Limits, Runner
 from glmjax.runner.runner import DeviceRunner
 from glmjax.runner.weights import load, load_mtp
-from glmjax.scheduler.limits import describe, make_limits, pool_bytes
+from glmjax.scheduler.limits import describe
 from glmjax.server.served import ServedModel
 
 log = logging.getLogger(__name__)
@@ -27,6 +41,7 @@ def build(
     scheduler: SchedulerConfig | None = None,
     name: str | None = None,
     kernels: str = "auto",
+    over: Callable[[DeviceRunner], Runner] | None = None,
 ) -> tuple[Engine, ServedModel]:
     """Check everything that can be checked, then restore weights and compile every step.
 
@@ -35,38 +50,65 @@ def build(
         mesh: how to split the model and the requests over devices.
         dtype: "bfloat16" or "float32" for weights, activations and, where `cache` does not say
             otherwise, KV; None: the checkpoint's.
-        cache, scheduler: pool and queue sizes; None: defaults.
+        cache, scheduler: pool and queue sizes; None: `SIZES` of the devices.
         name: what clients call the model; None: the folder's name.
         kernels: how operations are computed, one of `glmjax.devices.KERNELS`.
+        over: makes of the runner what the engine drives, where there are several hosts.
 
     Raises:
         ConfigError: the mesh, the sizes or the devices do not fit.
         CheckpointError: the folder is not a whole converted checkpoint.
     """
-    scheduler, cache = scheduler or SchedulerConfig(), cache or CacheConfig()
+    prepare(mesh.devices_per_host)
+    sizes = SIZES[platform()]
+    scheduler = scheduler or SchedulerConfig(
+        sizes.max_running_requests, chunked_prefill_size=sizes.chunked_prefill_size
+    )
+    cache = cache or CacheConfig(sizes.page_size)
     converted = open_converted(folder, dtype)
-    config = replace(converted.config, deterministic=scheduler.deterministic)
+    experts = {"expert_parallel": mesh.expert_parallel}
+    config = replace(converted.config, deterministic=scheduler.deterministic, **experts)
     if scheduler.speculative_num_steps and not converted.manifest.has_mtp:
         log.info("%s has no MTP block: served without drafting", folder)
         scheduler = replace(scheduler, speculative_num_steps=0)
-    limits, kv_dtype = make_limits(config, mesh, cache, scheduler), cache.stored_dtype(config)
-    log.info("%s", describe(config, mesh, limits, kv_dtype))
-    served = ServedModel.load(folder, name, limits.max_seq_len)
+    mesh.check(config)
     devices = mesh_for(mesh)
     config = replace(config, kernels=kernel_backend(kernels, devices))
-    size_bytes = pool_bytes(config, mesh, limits, kv_dtype)
-    check_kernels(config, limits.page_size, kv_dtype, size_bytes)
-    _, params = load(folder, devices, dtype)
-    mtp = load_mtp(folder, devices, dtype) if limits.num_drafts else None
+    deployment = Deployment(config, mesh, cache, scheduler, frozenset(converted.manifest.quantized))
+    limits, memory = sized(deployment, devices)
+    kv_dtype = deployment.kv_dtype
+    log.info("%s", describe(config, mesh, limits, kv_dtype))
+    log.info("%s", memory)
+    served = ServedModel.load(folder, name, limits.max_seq_len)
+    check_kernels(config, limits.page_size, kv_dtype, memory.pool_bytes)
+    _, params = load(folder, devices, dtype, **experts)
+    mtp = load_mtp(folder, devices, dtype, **experts) if limits.num_drafts else None
     runner = DeviceRunner(config, params, devices, limits, mtp, kv_dtype)
-    return Engine(runner, scheduler, served.eos_token_ids), replace(served, config=config)
+    driven = over(runner) if over else runner
+    return Engine(driven, scheduler, served.eos_token_ids), replace(served, config=config)
+
+
+def sized(deployment: Deployment, devices: Mesh) -> tuple[Limits, Memory]:
+    """The limits that the memory of `devices` allows, and how it is used.
+
+    On a CPU memory is not reserved, and what lies between operations is not counted.
+
+    Raises:
+        ConfigError: it does not fit; says how much is missing, and what would fit.
+    """
+    size_bytes, cache = usable_bytes(devices), deployment.cache
+    if not is_cpu(devices):
+        fit(deployment, 0, size_bytes)  # before a minute of compiling
+        return fit(deployment, largest_temp_bytes(deployment, devices), size_bytes)
+    if cache.num_pages is None and cache.memory_bytes is None:
+        cache = replace(cache, memory_bytes=DEFAULT_POOL_BYTES)
+    return fit(replace(deployment, cache=cache), 0, size_bytes)
 
 
 def check_kernels(config: ModelConfig, page_size: int, kv_dtype: str, pool_bytes: int) -> None:
     """What kernels cannot do, told before weights are loaded.
 
-    Their tiles are powers of two. One-byte arrays of 2 to 4 GiB are out of their reach: Pallas
-    takes 64-bit offsets from 4 GiB on, and signed 32-bit ones below; K and V are half a pool each.
+    Their tiles are powers of two, and some sizes of pools are out of their reach.
 
     Raises:
         ConfigError: pages or heads of another size, or such a pool.
@@ -80,7 +122,7 @@ def check_kernels(config: ModelConfig, page_size: int, kv_dtype: str, pool_bytes
             f"kernels need powers of two, not {', '.join(odd)}: choose another page size, such as "
             "16 or 64, or serve with --kernels ref"
         )
-    if kv_dtype == KV_DTYPES["fp8_e4m3"] and 2**31 < pool_bytes // 2 <= 2**32:
+    if out_of_reach(config, kv_dtype, pool_bytes):
         raise ConfigError(
             f"kernels cannot address an FP8 KV pool of {pool_bytes / 2**30:.2f} GiB a device; "
             "choose at most 4 GiB, or more than 8"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import multiprocessing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,11 +20,12 @@ ASSET = Path(__file__).parent / "assets" / NAME
 _DIGEST_CHARS = 12
 
 
-def converted(devices: int = 1) -> Path:
+def converted(devices: int = 1, apart: bool = False) -> Path:
     """The bundled model, converted into the cache folder at first use.
 
     Args:
         devices: how many will serve. Converting starts JAX, which then has what it has.
+        apart: convert in a process of its own, where JAX may not start in this one yet.
 
     Returns:
         A folder named glm-nano. The one around it is named after what was converted, so that a
@@ -39,6 +41,10 @@ def converted(devices: int = 1) -> Path:
             "(--model; in Python: model=)"
         )
     home = cache_folder() / f"{NAME}-{_digest(ASSET)}"
+    if not home.exists() and apart:
+        child = multiprocessing.get_context("spawn").Process(target=converted)
+        child.start()
+        child.join()
     if not home.exists():
         prepare(devices)
         _convert(home)

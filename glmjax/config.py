@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from glmjax.errors import ConfigError
 from pallas_kernels.backend import REF, Backend
@@ -17,6 +17,10 @@ DTYPES = ("bfloat16", "float32")
 # --kv-cache-dtype, called as in SGLang -> what K and V are stored as; "auto": as the model computes
 KV_DTYPES = {"bfloat16": "bfloat16", "fp8_e4m3": "float8_e4m3fn"}
 KV_CHOICES = ("auto", *KV_DTYPES)
+DEFAULT_POOL_BYTES = 1 << 30
+MOST_PER_HOST = 8  # GPUs
+# What XLA takes of a GPU's memory. The rest is left to CUDA, its libraries and NCCL's buffers.
+MEMORY_FRACTION = 0.92
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float8_e4m3fn": 1}
 MAX_DRAFTS = 15  # beyond that none is accepted often enough to pay
 
@@ -81,7 +85,7 @@ def _group(raw: dict[str, Any], key: str, kind: type) -> Any:
 class ModelConfig:
     """Sizes and switches of a GLM-4.5 model, by their HF names (config.json of `glm4_moe`).
 
-    `deterministic` and `kernels` are not the model's but how it runs.
+    `deterministic`, `expert_parallel` and `kernels` are not the model's but how it runs.
 
     Raises:
         ConfigError: sizes that cannot belong to a model.
@@ -115,6 +119,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     quant: QuantConfig | None = None
     deterministic: bool = False
+    expert_parallel: bool = False
     kernels: Backend = REF
 
     def __post_init__(self) -> None:
@@ -186,19 +191,8 @@ class ModelConfig:
             values["head_dim"] = values["hidden_size"] // max(values["num_attention_heads"], 1)
         return cls(**values)
 
-    @classmethod
-    def from_name(cls, name: str) -> ModelConfig:
-        """The exact config of an official release, such as "zai-org/GLM-4.5-Air-FP8".
 
-        Raises:
-            ConfigError: the name is not an official release.
-        """
-        if name not in KNOWN_MODELS:
-            raise ConfigError(f"unknown model {name!r}; known: {', '.join(sorted(KNOWN_MODELS))}")
-        return KNOWN_MODELS[name]
-
-
-_HOW_IT_RUNS = {"deterministic", "kernels"}  # no config.json has them
+_HOW_IT_RUNS = {"deterministic", "expert_parallel", "kernels"}  # no config.json has them
 
 # config.json key -> field. Where transformers 4 and 5 differ both spellings stand here.
 _HF_KEYS = {
@@ -322,62 +316,48 @@ def _check_model(c: ModelConfig) -> None:
             raise ConfigError(message)
 
 
-_EOS = (151329, 151336, 151338)
-_AIR = ModelConfig(attention_bias=True, rope_theta=1e6, eos_token_ids=_EOS)
-_GLM45 = replace(
-    _AIR,
-    hidden_size=5120,
-    intermediate_size=12288,
-    moe_intermediate_size=1536,
-    num_hidden_layers=92,
-    n_routed_experts=160,
-    first_k_dense_replace=3,
-    routed_scaling_factor=2.5,
-    use_qk_norm=True,
-)
-_GLM46 = replace(_GLM45, max_position_embeddings=202752)
-
-
-def _fp8_ignore(config: ModelConfig) -> tuple[str, ...]:
-    """Modules that the FP8 releases leave unquantised, besides embeddings and norms."""
-    last = config.num_hidden_layers
-    routers = range(config.first_k_dense_replace, last + 1)
-    gates = tuple(f"model.layers.{i}.mlp.gate" for i in routers)
-    return ("lm_head", f"model.layers.{last}.eh_proj", *gates)
-
-
-def _fp8(config: ModelConfig) -> ModelConfig:
-    return replace(config, quant=QuantConfig("compressed-tensors", None, _fp8_ignore(config)))
-
-
-_BASES = {"GLM-4.5-Air": _AIR, "GLM-4.5": _GLM45, "GLM-4.6": _GLM46, "GLM-4.7": _GLM46}
-KNOWN_MODELS: dict[str, ModelConfig] = {
-    f"zai-org/{name}": config for name, config in _BASES.items()
-} | {f"zai-org/{name}-FP8": _fp8(config) for name, config in _BASES.items()}
-
-
 @dataclass(frozen=True)
 class MeshConfig:
     """Devices: `data` groups that serve different requests, each sharded `tensor` ways.
 
     Weights are sharded over `tensor` and repeated over `data`; requests and KV pages are split over
     `data`.
+
+    Attributes:
+        data, tensor: groups, and devices of each.
+        expert_parallel: each device of a group has whole experts, E / tensor of them, rather than a
+            part of every expert's width.
+        hosts: machines that the devices are in, an equal number in each, groups one after another.
     """
 
     data: int = 1
     tensor: int = 1
+    expert_parallel: bool = False
+    hosts: int = 1
 
     def __post_init__(self) -> None:
         if self.data < 1 or self.tensor < 1:
-            raise ConfigError(f"mesh {self.data}x{self.tensor}: both axes must be 1 or more")
+            raise ConfigError(f"mesh {self}: both axes must be 1 or more")
+        if self.hosts < 1 or self.size % self.hosts:
+            raise ConfigError(
+                f"mesh {self} has {self.size} devices, which do not divide over {self.hosts} hosts"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.data}x{self.tensor}"
 
     @property
     def size(self) -> int:
         """Devices in all."""
         return self.data * self.tensor
 
+    @property
+    def devices_per_host(self) -> int:
+        """Devices of each machine."""
+        return self.size // self.hosts
+
     @classmethod
-    def parse(cls, text: str | int) -> MeshConfig:
+    def parse(cls, text: str | int, *, expert_parallel: bool = False, hosts: int = 1) -> MeshConfig:
         """Read "8" (tensor parallel 8) or "2x4" (2 data groups of tensor parallel 4).
 
         Raises:
@@ -390,24 +370,33 @@ class MeshConfig:
                 "tensor parallel T), such as 8 or 2x4"
             )
         data, tensor = [1, *map(int, parts)][-2:]
-        return cls(data, tensor)
+        return cls(data, tensor, expert_parallel, hosts)
+
+    def on_hosts(self) -> MeshConfig:
+        """The same devices on as few machines of MOST_PER_HOST as hold them."""
+        return replace(self, hosts=-(-self.size // MOST_PER_HOST))
 
     def check(self, model: ModelConfig) -> None:
         """Raise ConfigError unless every sharded size of `model` divides over `tensor`.
 
         KV heads may be fewer: then they are repeated, as `ModelConfig.replicated` says.
         """
-        uneven = _uneven(model, self.tensor)
+        uneven = _uneven(model, self.tensor, self.expert_parallel)
         if uneven:
-            candidates = range(1, model.moe_intermediate_size + 1)
-            fitting = [str(n) for n in candidates if not _uneven(model, n)]
+            fitting = map(str, tensor_sizes(model, self.expert_parallel))
             raise ConfigError(
                 f"a mesh with tensor parallel {self.tensor} does not divide {', '.join(uneven)} "
                 f"of this model; tensor parallel sizes that fit: {', '.join(fitting)}"
             )
 
 
-def _uneven(model: ModelConfig, tensor: int) -> list[str]:
+def tensor_sizes(model: ModelConfig, expert_parallel: bool = False) -> list[int]:
+    """The tensor-parallel sizes that divide `model`, smallest first."""
+    candidates = range(1, model.moe_intermediate_size + 1)
+    return [n for n in candidates if not _uneven(model, n, expert_parallel)]
+
+
+def _uneven(model: ModelConfig, tensor: int, expert_parallel: bool) -> list[str]:
     """The sizes of `model` that `tensor` devices can neither divide nor, for KV heads, repeat."""
     queries = model.num_attention_heads // model.num_key_value_heads
     notes = {
@@ -415,13 +404,24 @@ def _uneven(model: ModelConfig, tensor: int) -> list[str]:
         "intermediate_size": "",
         "moe_intermediate_size": "",
         "vocab_size": "",
-    }
+    } | ({"n_routed_experts": ""} if expert_parallel else {})
     run = model.replicated(tensor)
     return [
         f"{name} {getattr(model, name)}{note}"
         for name, note in notes.items()
         if getattr(run, name) % tensor
     ]
+
+
+class Sizes(NamedTuple):
+    """Requests at once and how finely it works, where nothing is said."""
+
+    max_running_requests: int
+    chunked_prefill_size: int
+    page_size: int
+
+
+SIZES = {"cpu": Sizes(32, 256, 16), "gpu": Sizes(128, 2048, 64)}
 
 
 @dataclass(frozen=True)
@@ -431,14 +431,15 @@ class CacheConfig:
     Attributes:
         page_size: token positions a page.
         num_pages: pages a data group, the scratch page included; None: from `memory_bytes`.
-        memory_bytes: what the pool of one device may take when `num_pages` is None.
+        memory_bytes: what the pool of one device may take when `num_pages` is None; None: what is
+            left of a GPU's memory, or DEFAULT_POOL_BYTES on a CPU.
         dtype: "bfloat16"; "fp8_e4m3", which has no scale and is clamped to +-448, in half the
             bytes; or "auto", the model's.
     """
 
-    page_size: int = 16
+    page_size: int = SIZES["cpu"].page_size
     num_pages: int | None = None
-    memory_bytes: int = 1 << 30
+    memory_bytes: int | None = None
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
@@ -447,7 +448,7 @@ class CacheConfig:
                 f"page_size {self.page_size} must be 1 or more and num_pages {self.num_pages} "
                 "2 or more (page 0 is scratch)"
             )
-        if self.memory_bytes < 1:
+        if self.memory_bytes is not None and self.memory_bytes < 1:
             raise ConfigError(f"the KV pool's memory_bytes is {self.memory_bytes}, expected more")
         if self.dtype not in KV_CHOICES:
             raise ConfigError(
@@ -475,9 +476,9 @@ class SchedulerConfig:
             depends on nothing but itself and the tensor-parallel size.
     """
 
-    max_running_requests: int = 32
+    max_running_requests: int = SIZES["cpu"].max_running_requests
     max_queued_requests: int = 1024
-    chunked_prefill_size: int = 256
+    chunked_prefill_size: int = SIZES["cpu"].chunked_prefill_size
     max_seq_len: int | None = None
     speculative_num_steps: int = 3
     prefix_cache: bool = True

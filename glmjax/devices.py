@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from glmjax.config import MeshConfig
+from glmjax.config import MEMORY_FRACTION, MeshConfig
 from glmjax.errors import ConfigError
 from glmjax.sharding import make_mesh
 from pallas_kernels.backend import DEVICES, NAMES, Backend
@@ -17,6 +19,7 @@ from pallas_kernels.backend import DEVICES, NAMES, Backend
 log = logging.getLogger(__name__)
 
 MIN_CACHED_COMPILE_S = 0.3
+FRACTION_VARIABLE = "XLA_PYTHON_CLIENT_MEM_FRACTION"  # of a GPU's memory, what XLA may take
 
 KERNELS = ("auto", *NAMES)
 HOPPER = "9.0"  # compute capability
@@ -27,15 +30,22 @@ def cache_folder() -> Path:
     return Path(os.environ.get("GLMJAX_CACHE") or Path.home() / ".cache" / "glmjax")
 
 
-def prepare(devices: int, compile_cache: Path | None = None) -> None:
+def prepare(
+    devices: int,
+    compile_cache: Path | None = None,
+    memory_fraction: float = MEMORY_FRACTION,
+) -> None:
     """Set JAX up, before it is first used: enough virtual CPU devices, and where programs are kept.
 
-    What the process has chosen itself stays: a compile cache of its own, devices once JAX has run.
+    What the process has chosen itself stays: a compile cache of its own, devices once JAX has run,
+    a share of the GPUs' memory.
 
     Args:
         devices: how many are wanted.
         compile_cache: folder for compiled programs; None: one in `cache_folder()`.
+        memory_fraction: of each GPU's memory, what XLA may take.
     """
+    os.environ.setdefault(FRACTION_VARIABLE, str(memory_fraction))
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         folder = compile_cache or cache_folder() / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -53,10 +63,10 @@ def mesh_for(config: MeshConfig) -> Mesh:
     Raises:
         ConfigError: fewer devices than asked for.
     """
-    prepare(config.size)
+    prepare(config.devices_per_host)
     devices = jax.devices()
     on_cpu = devices[0].platform == "cpu"
-    if on_cpu and len(devices) < config.size:
+    if on_cpu and config.hosts == 1 and len(devices) < config.size:
         raise ConfigError(
             f"mesh {config.data}x{config.tensor} needs {config.size} devices, but JAX already runs "
             f"with {len(devices)} CPU device(s) in this process; set the environment variable "
@@ -68,6 +78,32 @@ def mesh_for(config: MeshConfig) -> Mesh:
     else:
         log.info("running on %d of %d x %s", config.size, len(devices), devices[0].device_kind)
     return mesh
+
+
+def platform() -> str:
+    """Where JAX runs, which starts it: "gpu", or "cpu" for everything else."""
+    return "gpu" if jax.default_backend() == "gpu" else "cpu"
+
+
+def is_cpu(mesh: Mesh) -> bool:
+    """Whether the devices are virtual ones on a CPU."""
+    return mesh.devices.flat[0].platform == "cpu"
+
+
+def usable_bytes(mesh: Mesh) -> int:
+    """What each device of `mesh` may hold: XLA's share of a GPU, or of the machine's memory.
+
+    All hosts learn the least that any has, so that they agree on what follows from it.
+    """
+    local = mesh.local_devices
+    if is_cpu(mesh):
+        least = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(local)
+    else:
+        least = min(device.memory_stats()["bytes_limit"] for device in local)
+    if not mesh.is_multi_process:
+        return least
+    mib = np.asarray(least >> 20, np.int32)  # JAX has no int64
+    return int(np.min(multihost_utils.process_allgather(mib))) << 20
 
 
 def kernel_backend(choice: str, mesh: Mesh) -> Backend:

@@ -80,8 +80,10 @@ class LLM:
             with glmjax.
         mesh: "8" or 8 (tensor parallel), or "2x4" (data groups x tensor parallel).
         dtype: "bfloat16" or "float32"; None: the checkpoint's.
-        cache, scheduler: pool and queue sizes, and the KV's dtype; None: defaults.
+        cache, scheduler: pool and queue sizes, and the KV's dtype; None: as `serve.py` has them.
         kernels: how operations are computed: "auto", "ref", "triton" or "mosaic".
+        expert_parallel: whole experts on each device of a group, rather than a part of every
+            expert's width.
 
     Raises:
         ConfigError, CheckpointError: as `glmjax.build.build`.
@@ -95,15 +97,15 @@ class LLM:
         cache: CacheConfig | None = None,
         scheduler: SchedulerConfig | None = None,
         kernels: str = "auto",
+        expert_parallel: bool = False,
     ):
-        scheduler = scheduler or SchedulerConfig()
-        devices = MeshConfig.parse(mesh)
+        devices = MeshConfig.parse(mesh, expert_parallel=expert_parallel)
         folder = converted(devices.size) if model is None else model
         self._open_engine: Engine | None
         self._open_engine, self._served = build(
             folder, devices, dtype, cache, scheduler, kernels=kernels
         )
-        self._queue_limit = scheduler.max_queued_requests
+        self._queue_limit = (scheduler or SchedulerConfig()).max_queued_requests
 
     def __enter__(self) -> LLM:
         return self
@@ -375,17 +377,18 @@ def generate(
     *,
     mesh: str | int = 1,
     dtype: str | None = None,
+    expert_parallel: bool = False,
     **options: Any,
 ) -> Completion | list[Completion]:
     """Load a model, continue prompts, let the model go. `LLM` keeps it for more.
 
     Args:
         prompts: a string, chat messages or token ids; or a list of such prompts.
-        model, mesh, dtype: as for `LLM`.
+        model, mesh, dtype, expert_parallel: as for `LLM`.
         options: as for `LLM.generate`, such as max_new_tokens=64, temperature=0, stop="\n".
 
     Returns:
         A Completion for one prompt, a list in order for a list of prompts.
     """
-    with LLM(model, mesh, dtype) as llm:
+    with LLM(model, mesh, dtype, expert_parallel=expert_parallel) as llm:
         return llm.generate(prompts, **options)

@@ -31,6 +31,7 @@ def grouped_mlp(
     shared: jax.Array | None = None,
     quantized: QuantRows | None = None,
     block: int | None = None,
+    ways: int = 1,
     rows: int | None = None,
     backend: Backend = REF,
 ) -> jax.Array:
@@ -51,6 +52,8 @@ def grouped_mlp(
         shared: [T, D] in x's dtype, added to the sum once that is rounded to it.
         quantized: x by `quantize_rows(x, block)`, where the caller has it; kernels use it.
         block: columns that share a scale, as in `scaled_linear`.
+        ways: devices that share out the experts; each has E of them and of the ids about a part
+            in `ways`. A guess by which sizes are chosen: all of them may be here.
         rows: the fixed capacity; None: chosen. Kernels need none.
 
     Returns:
@@ -59,18 +62,20 @@ def grouped_mlp(
     experts = (gate_up, gate_up_scale, down, down_scale)
     if backend.kernels:
         return moe_kernels.grouped_mlp(
-            x, ids, weights, experts, shared, quantized, block=block, backend=backend
+            x, ids, weights, experts, shared, quantized, block=block, ways=ways, backend=backend
         )
-    routed = _grouped_mlp(x, ids, weights, experts, block=block, rows=rows)
+    routed = _grouped_mlp(x, ids, weights, experts, block=block, ways=ways, rows=rows)
     return routed if shared is None else routed.astype(x.dtype) + shared
 
 
-def _grouped_mlp(x, ids, weights, experts, *, block: int | None, rows: int | None) -> jax.Array:
+def _grouped_mlp(
+    x, ids, weights, experts, *, block: int | None, ways: int, rows: int | None
+) -> jax.Array:
     gate_up, *_ = experts
     slots, load = _slots(ids, gate_up.shape[0])
     if rows is not None:
         return _in_rounds(x, ids, slots, weights, experts, load, rows=rows, block=block)
-    capacities = _capacities(ids.shape[0], ids.shape[1] / gate_up.shape[0])
+    capacities = _capacities(ids.shape[0], ids.shape[1] / (gate_up.shape[0] * ways))
     index = jnp.searchsorted(jnp.array(capacities), load)
     return _computed(capacities, block, (index, ids, slots), x, weights, experts)
 

@@ -30,6 +30,7 @@ def grouped_mlp(
     quantized: QuantRows | None,
     *,
     block: int | None,
+    ways: int,
     backend: Backend,
 ) -> jax.Array:
     """`moe.grouped_mlp`; experts are (gate_up, its scale, down, its scale).
@@ -40,7 +41,8 @@ def grouped_mlp(
     num_experts, _, width, hidden = gate_up.shape
     joined = gate_up.reshape(num_experts, 2 * width, hidden)
     shapes = (num_experts, 2 * width, hidden), (num_experts, hidden, width)
-    tiles = choose_tiles(ids.size, *shapes, gate_up.dtype, backend, block)
+    expected_rows = -(-ids.size // ways)
+    tiles = choose_tiles(expected_rows, *shapes, gate_up.dtype, backend, block)
     alignment = align(ids, num_experts, tiles[0].block_rows, backend=backend)
     product = partial(
         _product, alignment=alignment, block=block, out_dtype=x.dtype, backend=backend

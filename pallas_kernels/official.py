@@ -95,12 +95,12 @@ class Case:
 
 def grouped_cases(s: Sizes, tokens: int, dtype: jnp.dtype, backend: Backend) -> Iterator[Case]:
     """Both products of the experts' MLP for `tokens` tokens, routed evenly at random."""
-    rows, live = tokens * s.top_k, tokens * s.top_k // s.ways
+    live = -(-tokens * s.top_k // s.ways)
     shapes = {
         "gate_up": (s.experts, 2 * s.width, s.hidden),
         "down": (s.experts, s.hidden, s.width),
     }
-    tiles = choose_tiles(rows, shapes["gate_up"], shapes["down"], dtype, backend)
+    tiles = choose_tiles(live, shapes["gate_up"], shapes["down"], dtype, backend)
     touched = s.experts * (1 - (1 - s.top_k / (s.experts * s.ways)) ** tokens)
     for (name, (experts, n, k)), tile in zip(shapes.items(), tiles, strict=True):
         yield Case(

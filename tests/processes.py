@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,29 +78,70 @@ def run_command(environment):
 
 
 @pytest.fixture(scope="session")
+def start_hosts(environment, tmp_path_factory):
+    """Start serve.py on several hosts of one service; gives their `Server`s, host 0 first.
+
+    `options` are of all hosts, `own` more of each. Only host 0 answers requests.
+    """
+
+    @contextmanager
+    def start(hosts: int, *options: str | Path, own: tuple[tuple[str, ...], ...] = (), ready=True):
+        coordinator = f"127.0.0.1:{_two_free_ports()}"
+        servers = []
+        try:
+            for index in range(hosts):
+                place = ("--hosts", hosts, "--host-index", index, "--coordinator", coordinator)
+                arguments = (*options, *map(str, place), *(own[index] if own else ()))
+                folder = tmp_path_factory.mktemp(f"host{index}")
+                servers.append(_spawn(arguments, environment, folder / "serve.log"))
+            if ready:
+                wait_until_ready(servers[0])
+            yield servers
+        finally:
+            for server in servers:
+                server.process.kill()
+                server.process.wait()
+
+    return start
+
+
+def _two_free_ports() -> int:
+    """The first of two that follow one another."""
+    while True:
+        port = free_ports(1)[0]
+        with contextlib.suppress(OSError, OverflowError), socket.socket() as after:
+            after.bind(("127.0.0.1", port + 1))
+            return port
+
+
+def _spawn(arguments: Iterable[str | Path], environment: dict[str, str], log: Path) -> Server:
+    port, grpc_port = free_ports(2)
+    ports = ("--port", str(port), "--grpc-port", str(grpc_port))
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "serve.py", *map(str, arguments), *ports],
+            cwd=ROOT,
+            env=environment,
+            stderr=file,
+            text=True,
+        )
+    return Server(process, port, grpc_port, log)
+
+
+@pytest.fixture(scope="session")
 def start_server(environment, tmp_path_factory):
     """Start serve.py with arguments; a context manager that gives the `Server`."""
 
     @contextmanager
     def start(*arguments: str | Path, **more: str) -> Iterator[Server]:
-        port, grpc_port = free_ports(2)
         log = tmp_path_factory.mktemp("log") / "serve.log"
-        ports = ("--port", str(port), "--grpc-port", str(grpc_port))
-        with log.open("w") as file:
-            process = subprocess.Popen(
-                [sys.executable, "serve.py", *map(str, arguments), *ports],
-                cwd=ROOT,
-                env=environment | more,
-                stderr=file,
-                text=True,
-            )
-        server = Server(process, port, grpc_port, log)
+        server = _spawn(arguments, environment | more, log)
         try:
             wait_until_ready(server)
             yield server
         finally:
-            process.kill()
-            process.wait()
+            server.process.kill()
+            server.process.wait()
 
     return start
 

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glmjax.config import (
-    KNOWN_MODELS,
     CacheConfig,
     MeshConfig,
     ModelConfig,
@@ -21,6 +20,7 @@ from glmjax.config import (
     token_ids,
 )
 from glmjax.errors import ConfigError
+from glmjax.releases import KNOWN_MODELS, release
 
 SHARED_VALUES = {
     "vocab_size": 151552,
@@ -81,10 +81,14 @@ SMALL = ModelConfig(
 )
 
 
+HOW_IT_RUNS = {"deterministic", "expert_parallel", "kernels"}
+
+
 def as_transformers_4(config: ModelConfig) -> dict[str, Any]:
     """A config.json as transformers 4 wrote it: everything at the top level."""
     raw = {name: getattr(config, name) for name in ModelConfig.__dataclass_fields__}
-    del raw["quant"], raw["kernels"]
+    for name in ("quant", *HOW_IT_RUNS):
+        del raw[name]
     raw["torch_dtype"] = raw.pop("dtype")
     raw["eos_token_id"] = list(raw.pop("eos_token_ids"))
     raw |= {"rope_scaling": None, "hidden_act": "silu", "use_cache": True}
@@ -254,15 +258,15 @@ def test_both_fp8_forms(raw, expected):
 @pytest.mark.parametrize("suffix", ["", "-FP8"])
 @pytest.mark.parametrize("name", RELEASES)
 def test_known_models_have_their_exact_values(name, suffix):
-    config = ModelConfig.from_name(f"zai-org/{name}{suffix}")
+    config = release(f"zai-org/{name}{suffix}")
     expected = RELEASES[name]
     assert {field: getattr(config, field) for field in expected} == expected
-    assert set(ModelConfig.__dataclass_fields__) == {*expected, "quant", "deterministic", "kernels"}
+    assert set(ModelConfig.__dataclass_fields__) == {*expected, "quant", *HOW_IT_RUNS}
     assert (config.quant is not None) == bool(suffix)
 
 
 def test_fp8_releases_leave_routers_head_and_eh_proj_alone():
-    quant = ModelConfig.from_name("zai-org/GLM-4.5-FP8").quant
+    quant = release("zai-org/GLM-4.5-FP8").quant
     assert quant is not None
     assert (quant.method, quant.block_size) == ("compressed-tensors", None)
     routers = {f"model.layers.{layer}.mlp.gate" for layer in range(3, 93)}
@@ -275,7 +279,7 @@ def test_known_models_are_eight():
 
 def test_unknown_name_lists_the_known_ones():
     with pytest.raises(ConfigError, match=r"unknown model 'glm'; known: zai-org/GLM-4\.5, zai-org"):
-        ModelConfig.from_name("glm")
+        release("glm")
 
 
 @pytest.mark.parametrize(
@@ -289,11 +293,11 @@ def test_unknown_name_lists_the_known_ones():
     ],
 )
 def test_kv_bytes_per_token(name, dtype, expected):
-    assert ModelConfig.from_name(name).kv_bytes_per_token(dtype) == expected
+    assert release(name).kv_bytes_per_token(dtype) == expected
 
 
 def test_derived_sizes():
-    config = ModelConfig.from_name("zai-org/GLM-4.5")
+    config = release("zai-org/GLM-4.5")
     assert (config.rotary_dim, config.num_moe_layers) == (64, 89)
     assert replace(config, n_shared_experts=2).shared_intermediate_size == 3072
 
@@ -366,6 +370,11 @@ def test_an_unreadable_file_is_named(tmp_path, text, message):
 # Meshes
 
 
+def test_a_config_json_does_not_say_how_the_model_runs():
+    raw = as_transformers_4(SMALL) | {"expert_parallel": True, "deterministic": True}
+    assert ModelConfig.from_dict(raw) == SMALL
+
+
 @given(st.integers(1, 10**4), st.integers(1, 10**4))
 def test_mesh_reads_what_it_means(data, tensor):
     assert MeshConfig.parse(f"{data}x{tensor}") == MeshConfig(data, tensor)
@@ -385,10 +394,37 @@ def test_mesh_axes_are_at_least_one(text):
         MeshConfig.parse(text)
 
 
+@given(st.integers(1, 64), st.integers(1, 64), st.integers(-1, 20))
+def test_devices_divide_over_hosts(data, tensor, hosts):
+    if hosts > 0 and data * tensor % hosts == 0:
+        mesh = MeshConfig.parse(f"{data}x{tensor}", hosts=hosts)
+        assert mesh == MeshConfig(data, tensor, hosts=hosts)
+        assert mesh.devices_per_host * hosts == mesh.size
+        return
+    message = f"{data}x{tensor} has {data * tensor} devices, .* not divide over {hosts} hosts"
+    with pytest.raises(ConfigError, match=message):
+        MeshConfig(data, tensor, hosts=hosts)
+
+
 @pytest.mark.parametrize("name", KNOWN_MODELS)
 @pytest.mark.parametrize("mesh", ["1", "2", "4", "8", "2x4", "16x8"])
-def test_official_sizes_divide_over_official_meshes(name, mesh):
-    MeshConfig.parse(mesh).check(KNOWN_MODELS[name])
+@pytest.mark.parametrize("expert_parallel", [False, True])
+def test_official_sizes_divide_over_official_meshes(name, mesh, expert_parallel):
+    mesh = MeshConfig.parse(mesh, expert_parallel=expert_parallel)
+    assert mesh.expert_parallel == expert_parallel
+    mesh.check(KNOWN_MODELS[name])
+
+
+def test_whole_experts_must_divide_too():
+    model = replace(SMALL, n_routed_experts=6)
+    MeshConfig(1, 4).check(model)
+    message = (
+        "a mesh with tensor parallel 4 does not divide n_routed_experts 6 of this model; tensor "
+        "parallel sizes that fit: 1, 2"
+    )
+    with pytest.raises(ConfigError) as error:
+        MeshConfig(2, 4, expert_parallel=True).check(model)
+    assert str(error.value) == message
 
 
 def test_a_mesh_that_does_not_divide_says_what_would():
@@ -398,7 +434,7 @@ def test_a_mesh_that_does_not_divide_says_what_would():
         "sizes that fit: 1, 2, 4, 8, 16, 32"
     )
     with pytest.raises(ConfigError) as error:
-        MeshConfig(1, 6).check(ModelConfig.from_name("zai-org/GLM-4.5-Air"))
+        MeshConfig(1, 6).check(release("zai-org/GLM-4.5-Air"))
     assert str(error.value) == message
 
 

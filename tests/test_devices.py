@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from glmjax.config import CacheConfig, MeshConfig, ModelConfig
 from glmjax.devices import kernel_backend, mesh_for
 from glmjax.errors import ConfigError
 from glmjax.llm import LLM
+from glmjax.sharding import crosses_hosts, make_mesh
 from pallas_kernels.backend import REF, Backend
 
 
@@ -82,3 +83,35 @@ def test_kernels_are_for_hopper(gpu, expected):
 def test_mosaic_elsewhere_is_refused():
     with pytest.raises(ConfigError, match="A100"):
         kernel_backend("mosaic", mesh_of(Gpu("NVIDIA A100", "8.0")))
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device of some process."""
+
+    process_index: int
+    id: int
+
+
+def devices_of(*counts: int) -> list[Device]:
+    """So many of each process, not in order."""
+    pairs = [(p, i) for p, count in enumerate(counts) for i in range(count)]
+    return [Device(p, 10 * p + i) for p, i in reversed(pairs)]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "groups"),
+    [("2x2", [[0, 0], [1, 1]]), ("4", [[0, 0, 1, 1]]), ("4x1", [[0], [0], [1], [1]])],
+)
+def test_tensor_groups_lie_within_a_host_where_they_fit(mesh, groups):
+    made = make_mesh(MeshConfig.parse(mesh, hosts=2), devices_of(3, 2))
+    assert [[d.process_index for d in row] for row in made.devices] == groups
+    assert len({d.id for d in made.devices.flat}) == 4
+    assert crosses_hosts(made)
+    assert not crosses_hosts(make_mesh(MeshConfig(), devices_of(1)))
+
+
+@pytest.mark.parametrize("counts", [(4,), (3, 1), (2, 2, 2)])
+def test_hosts_with_too_few_devices_are_refused(counts):
+    with pytest.raises(ConfigError, match="2 devices on each"):
+        make_mesh(MeshConfig.parse("4", hosts=2), devices_of(*counts))

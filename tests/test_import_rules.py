@@ -22,46 +22,65 @@ BASE = {"errors", "config", "types", "plans"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors", "pallas_kernels"},  # of those only the name of a backend: no jax
+    "releases": {"errors", "config"},
     "types": {"errors"},
     "plans": {"types"},
     "checkpoint": {"errors", "config"},
+    "tables": set(),
     # host
     "scheduler": BASE,
     "text": BASE,
     "engine": BASE | {"scheduler"},
     "server": BASE | {"engine", "text"},
     "bench": BASE
-    | {"build", "bundled", "devices", "engine", "runner", "scheduler", "server", "text", "train"},
+    | {"build", "bundled", "devices", "engine", "runner", "scheduler", "server", "text", "train"}
+    | {"tables"},
     # device
     "pallas_kernels": set(),
     "sharding": {"errors", "config"},
     "devices": {"errors", "config", "sharding", "pallas_kernels"},
     "model": {"errors", "config", "sharding", "pallas_kernels"},
     "runner": BASE | {"checkpoint", "sharding", "model", "pallas_kernels"},
+    # several hosts
+    "hosts": BASE | {"checkpoint", "runner"},
     # where both meet
-    "build": BASE | {"checkpoint", "devices", "engine", "runner", "scheduler", "server"},
+    "build": BASE | {"checkpoint", "devices", "engine", "planner", "runner", "scheduler", "server"},
     "bundled": BASE | {"checkpoint", "convert", "devices"},
     "llm": BASE | {"build", "bundled", "engine", "scheduler", "server", "text"},
-    "glmjax": BASE | {"engine", "llm"},
+    "glmjax": BASE | {"engine", "llm", "planner"},
     "train": BASE
     | {"bench", "checkpoint", "devices", "model", "pallas_kernels", "runner", "sharding", "text"}
-    | {"bundled", "convert", "llm"},
-    # compiled for GPUs that are not there: no part of serving
-    "plan": BASE
+    | {"bundled", "convert", "llm", "tables"},
+    # with no GPU
+    "aot": BASE
     | {
         "checkpoint",
         "convert",
         "model",
         "pallas_kernels",
+        "releases",
         "runner",
         "scheduler",
         "sharding",
+        "tables",
+    },
+    "planner": BASE
+    | {
+        "aot",
+        "checkpoint",
+        "model",
+        "pallas_kernels",
+        "releases",
+        "runner",
+        "scheduler",
+        "sharding",
+        "tables",
     },
     # command lines
     "convert": BASE | {"checkpoint", "model", "sharding"},
-    "serve": BASE | {"build", "bundled", "devices", "server"},
+    "serve": BASE | {"build", "bundled", "devices", "hosts", "planner", "server"},
 }
-WITHOUT_JAX = BASE | {"checkpoint", "scheduler", "text", "engine", "server"}
+WITHOUT_JAX = BASE | {"checkpoint", "releases", "tables", "scheduler", "text", "engine", "server"}
 FILES_WITHOUT_JAX = {
     "glmjax/runner/fake.py",
     "glmjax/bench/__init__.py",

@@ -20,9 +20,10 @@ from glmjax.bench import (
     scheduling,
 )
 from glmjax.bench.engines import Engines, describe, of_model
-from glmjax.bench.report import Table, load_average, machine
+from glmjax.bench.report import load_average, machine
 from glmjax.config import DTYPES
 from glmjax.errors import GlmjaxError
+from glmjax.tables import Table
 from glmjax.train.arguments import positive
 
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from glmjax.bench.engines import Engines
 from glmjax.bench.prompts import GREEDY
-from glmjax.bench.report import Table
 from glmjax.bench.streams import answer, follow
 from glmjax.engine import Engine
 from glmjax.server.served import ServedModel
+from glmjax.tables import Table
 from glmjax.types import Request, SamplingParams
 
 TOOL_CALL = "<tool_call>"

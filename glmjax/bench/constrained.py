@@ -13,9 +13,9 @@ import numpy as np
 
 from glmjax.bench.engines import Engines
 from glmjax.bench.prompts import exactly, held_out, requests
-from glmjax.bench.report import Table
 from glmjax.bench.streams import RATE_COLUMNS, Outcome, answer, in_turn, rate_rows
 from glmjax.engine import Engine
+from glmjax.tables import Table
 from glmjax.text.grammar import GrammarSpec
 from glmjax.types import Constraint, Request
 

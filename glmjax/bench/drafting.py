@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from glmjax.bench.engines import Engines
 from glmjax.bench.prompts import GREEDY, held_out, requests
-from glmjax.bench.report import Table
 from glmjax.bench.streams import RATE_COLUMNS, Outcome, answer, in_turn, rate_rows
 from glmjax.engine import Engine
+from glmjax.tables import Table
 from glmjax.types import Request, SamplingParams
 
 

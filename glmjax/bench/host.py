@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from glmjax.bench.engines import Engines
-from glmjax.bench.report import Table
 from glmjax.bench.streams import in_turn, ratios
 from glmjax.config import SchedulerConfig
 from glmjax.engine import Engine
 from glmjax.plans import Limits, StepPlan, StepResult
 from glmjax.runner.blob import field_shapes, pack, split
 from glmjax.scheduler.buckets import make_buckets
+from glmjax.tables import Table
 from glmjax.types import Request, SamplingParams
 
 VOCAB_SIZE, PAGE_SIZE, MAX_SEQ_LEN, DRAFTS = 151_552, 16, 131_072, 3

@@ -10,9 +10,9 @@ import numpy as np
 
 from glmjax.bench.engines import Engines
 from glmjax.bench.prompts import exactly, random_tokens, requests
-from glmjax.bench.report import Table
 from glmjax.bench.streams import Outcome, answer, in_turn, ratios
 from glmjax.engine import Engine
+from glmjax.tables import Table
 from glmjax.types import Request
 
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from glmjax.bench.engines import Engines
 from glmjax.bench.prompts import exactly, random_tokens
-from glmjax.bench.report import Table
 from glmjax.bench.streams import check, in_turn
 from glmjax.engine import Engine
+from glmjax.tables import Table
 from glmjax.types import Request, RequestOutput
 
 STREAM = "stream"

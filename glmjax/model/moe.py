@@ -13,6 +13,7 @@ from glmjax.errors import ConfigError
 from glmjax.model.layers import swiglu
 from glmjax.model.quant import Activation, QuantArray, Weight
 from glmjax.model.spec import param
+from glmjax.sharding import tensor_index
 from pallas_kernels.linear import dot
 from pallas_kernels.moe import grouped_mlp
 from pallas_kernels.router import route
@@ -35,7 +36,11 @@ class Routing:
 
 
 class MoE(nnx.Module):
-    """Sparse MLP. Routed experts are scaled by the router, the shared expert is not."""
+    """Sparse MLP. Routed experts are scaled by the router, the shared expert is not.
+
+    Devices have a part of each expert's width or, with `expert_parallel`, a part of the experts.
+    The shared expert is cut by width in either case.
+    """
 
     def __init__(self, config: ModelConfig):
         c, dtype = config, config.dtype
@@ -43,12 +48,11 @@ class MoE(nnx.Module):
         experts, width, hidden = c.n_routed_experts, c.moe_intermediate_size, c.hidden_size
         shared = c.shared_intermediate_size
         self.gate = param((experts, hidden), dtype, ("experts", "embed"))
+        shards, part = ("expert_shards", None) if c.expert_parallel else ("experts", "expert_mlp")
         self.experts_gate_up_proj = param(
-            (experts, 2, width, hidden), dtype, ("experts", None, "expert_mlp", "embed")
+            (experts, 2, width, hidden), dtype, (shards, None, part, "embed")
         )
-        self.experts_down_proj = param(
-            (experts, hidden, width), dtype, ("experts", "embed", "expert_mlp")
-        )
+        self.experts_down_proj = param((experts, hidden, width), dtype, (shards, "embed", part))
         self.shared_gate_up_proj = param((2, shared, hidden), dtype, (None, "mlp", "embed"))
         self.shared_down_proj = param((hidden, shared), dtype, ("embed", "mlp"))
 
@@ -70,7 +74,7 @@ class MoE(nnx.Module):
         shared = self.shared_gate_up_proj.get_value(), self.shared_down_proj.get_value()
         out = grouped_mlp(
             x.rows,
-            ids,
+            self._local(ids, gate_up.shape[0]),
             weights,
             gate_up,
             down,
@@ -79,10 +83,21 @@ class MoE(nnx.Module):
             shared=swiglu(x, *shared, backend),
             quantized=x.quantized if block is None else None,
             block=block,
+            ways=self.config.n_routed_experts // gate_up.shape[0],
             rows=EXPERT_ROWS if self.config.deterministic else None,
             backend=backend,
         )
         return out, Routing(jax.nn.sigmoid(logits), ids)
+
+    def _local(self, ids: jax.Array, experts: int) -> jax.Array:
+        """`ids` among the `experts` that this device has; that number for those of other devices.
+
+        The sum after the MLP, which there is anyway, adds up what the devices' experts made.
+        """
+        if not self.config.expert_parallel:
+            return ids
+        local = ids - tensor_index() * experts
+        return jnp.where((local >= 0) & (local < experts), local, experts)
 
     def inputs(self) -> tuple[Weight, ...]:
         """The weights that a layer's norm is multiplied with."""

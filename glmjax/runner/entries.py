@@ -14,7 +14,7 @@ from glmjax.model.spec import ParamSpec, abstract
 from glmjax.plans import Limits
 from glmjax.runner.sampling import enter_row, table_row
 from glmjax.runner.state import DeviceState
-from glmjax.sharding import named_sharding, placement, shard_map
+from glmjax.sharding import named_sharding, place, placement, shard_map
 from glmjax.types import SamplingParams
 
 Write = Callable[[DeviceState, jax.Array], DeviceState]
@@ -47,11 +47,9 @@ class Entries:
         self._enter_pages = self._compile(enter_pages, self._width, mesh, state)
         self._enter_tables = self._compile(enter_tables, len(row), mesh, state)
 
-    def pages(
-        self, state: DeviceState, group: int, slot: int, pages: tuple[int, ...]
-    ) -> DeviceState:
-        """Make `pages` the beginning of a slot's page table."""
-        return self._enter_pages(state, self._entry(group, slot, np.array(pages), self._width))
+    def pages(self, state: DeviceState, group: int, slot: int, pages: np.ndarray) -> DeviceState:
+        """Make `pages`, int32 [n], the beginning of a slot's page table."""
+        return self._enter_pages(state, self._entry(group, slot, pages, self._width))
 
     def tables(self, state: DeviceState, group: int, slot: int, row: np.ndarray) -> DeviceState:
         """Make `row` what changes a slot's logits."""
@@ -62,7 +60,7 @@ class Entries:
         entries[:, 0] = self._limits.slots  # out of range
         entries[group, 0] = slot
         entries[group, 1 : 1 + len(values)] = values
-        return jax.device_put(entries, self._sharding)
+        return place(entries, self._sharding)
 
     def _compile(self, write: Write, size: int, mesh: Mesh, state: DeviceState) -> Any:
         specs, entry = (

@@ -12,16 +12,16 @@ from jax.sharding import Mesh
 
 from glmjax.config import ModelConfig
 from glmjax.errors import ConfigError
-from glmjax.plans import Bucket, ChunkRow, Limits, StepPlan, StepResult
-from glmjax.runner.blob import constrained, early_pages, mask_shape, masks, pack
+from glmjax.plans import Bucket, Limits, StepPlan, StepResult
+from glmjax.runner.blob import mask_shape
+from glmjax.runner.commands import EnterPages, Launch, Step, launch_of
 from glmjax.runner.compiled import compile_all
 from glmjax.runner.entries import Entries
 from glmjax.runner.kv_heads import tensor_size
 from glmjax.runner.outputs import unpack_result
-from glmjax.runner.sampling import table_row
 from glmjax.runner.state import make_state, state_specs
 from glmjax.runner.update import fit
-from glmjax.sharding import named_sharding
+from glmjax.sharding import named_sharding, place
 from pallas_kernels.pool_bits import BITS
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,10 @@ class DeviceHandle:
     rows: jax.Array
     probs: jax.Array | None
     prompt: jax.Array | None
+
+    def wait(self) -> None:
+        """Block until the step is done. Raises what it failed with."""
+        self.rows.block_until_ready()
 
     def result(self) -> StepResult:
         """Block until the outputs are here."""
@@ -84,20 +88,20 @@ class DeviceRunner:
         Raises:
             KeyError: the plan's bucket was not compiled.
         """
-        program, bucket = self._programs[plan.bucket], plan.bucket
-        for group, rows in enumerate(plan.groups):
-            for row in rows.chunks:
-                self._enter(group, row, bucket)
-        blob = jax.device_put(pack(plan, self.limits), self._blob_sharding)
-        allowed = self._all_allowed[bucket]
-        if constrained(plan):
-            allowed = jax.device_put(masks(plan, self.limits), self._mask_sharding)
-        self._state, (rows, probs, prompt) = program(self._params, self._state, blob, allowed)
-        wanted = rows, probs if plan.logprobs else None, prompt if plan.prompt_logprobs else None
-        for out in wanted:
-            if out is not None:
-                out.copy_to_host_async()
-        return DeviceHandle(bucket, *wanted)
+        return self.execute(self.commands(plan))
+
+    def commands(self, plan: StepPlan) -> Launch:
+        """What `launch` has the devices do. Raises as it does."""
+        if plan.bucket not in self._programs:
+            raise KeyError(plan.bucket)
+        return launch_of(plan, self.limits)
+
+    def execute(self, launch: Launch) -> DeviceHandle:
+        """Dispatch what a plan has the devices do, and return at once."""
+        for entry in launch.entries:
+            enter = self._entries.pages if isinstance(entry, EnterPages) else self._entries.tables
+            self._state = enter(self._state, *entry)
+        return self._step(launch.step)
 
     def reset(self) -> None:
         """Forget all sequences and pages, after a step that failed; parameters stay."""
@@ -126,18 +130,20 @@ class DeviceRunner:
         kept = {name: self._params[name] for name in used}
         self._params = self._params | fit(used, kept, self._kv_heads)
 
-    def _enter(self, group: int, row: ChunkRow, bucket: Bucket) -> None:
-        """Write beforehand what the blob of a chunk has no room for."""
-        pages = early_pages(row, bucket, self.limits)
-        if pages:
-            self._state = self._entries.pages(self._state, group, row.slot, pages)
-        if row.history is not None:
-            values = table_row(row.history, row.sampling, self.limits.vocab_size)
-            self._state = self._entries.tables(self._state, group, row.slot, values)
+    def _step(self, step: Step) -> DeviceHandle:
+        bucket, masks = step.bucket, step.masks
+        program, blob = self._programs[bucket], place(step.blob, self._blob_sharding)
+        allowed = self._all_allowed[bucket] if masks is None else place(masks, self._mask_sharding)
+        self._state, (rows, probs, prompt) = program(self._params, self._state, blob, allowed)
+        wanted = rows, probs if step.logprobs else None, prompt if step.prompt_logprobs else None
+        for out in wanted:
+            if out is not None:
+                out.copy_to_host_async()
+        return DeviceHandle(bucket, *wanted)
 
     def _no_masks(self, bucket: Bucket) -> jax.Array:
         ones = np.full(mask_shape(bucket, self.limits), 2**32 - 1, np.uint32)
-        return jax.device_put(ones, self._mask_sharding)
+        return place(ones, self._mask_sharding)
 
 
 def pool_dtype(kv_dtype: str, mesh: Mesh) -> str:

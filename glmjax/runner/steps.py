@@ -25,7 +25,7 @@ from glmjax.runner.outputs import pack_logprobs, prompt_logprobs
 from glmjax.runner.sampling import adjust, constrain, count, faults, sample, unpack_scalars
 from glmjax.runner.state import DeviceState
 from glmjax.runner.verify import accept
-from glmjax.sharding import placement, shard_map
+from glmjax.sharding import crosses_hosts, gather_groups, placement, shard_map
 
 QUERY_BLOCK = 32  # tokens of a chunk that attend together
 
@@ -56,7 +56,8 @@ def make_step(
         step(params, state, blob int32 [groups, n], masks uint32 [groups, S, W]) -> (state, out):
         tokens int32 [groups, R, 2 D + 3]: how many count, whether logits were not finite, D + 1
         sampled tokens, D drafts; log probabilities float32 [groups, S, 1 + 2 N], as
-        `pack_logprobs` has them; those of the prompt [groups, chunk_tokens, 1 + 2 N].
+        `pack_logprobs` has them; those of the prompt [groups, chunk_tokens, 1 + 2 N]. Over
+        several hosts each of them has the outputs of all groups.
     """
     decoder_graph, mtp_graph = nnx.graphdef(Decoder(model)), None
     if limits.num_drafts:
@@ -68,15 +69,17 @@ def make_step(
         fields = unpack(blob[0], bucket, limits)
         run = GroupStep(Model(decoder, mtp), fields, bucket, limits)
         state, out = run(state, masks[0])
-        return state, jax.tree.map(lambda x: x[None], out)
+        return state, jax.tree.map(lambda x: gather_groups(x[None]) if gathers else x[None], out)
 
     specs = placement(state)
+    gathers = limits.groups > 1 and crosses_hosts(mesh)
     rows = ("groups", None, None)
+    outputs = (None, None, None) if gathers else rows
     return shard_map(
         step,
         mesh,
         in_axes=(placement(params), specs, ("groups", None), rows),
-        out_axes=(specs, (rows, rows, rows)),
+        out_axes=(specs, (outputs, outputs, outputs)),
     )
 
 

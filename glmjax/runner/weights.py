@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,36 +38,47 @@ def read_config(folder: str | Path, dtype: str | None = None) -> ModelConfig:
     return open_converted(folder, dtype).config
 
 
-def load(folder: str | Path, mesh: Mesh, dtype: str | None = None) -> tuple[ModelConfig, Params]:
+def load(
+    folder: str | Path, mesh: Mesh, dtype: str | None = None, *, expert_parallel: bool = False
+) -> tuple[ModelConfig, Params]:
     """Restore the main model of a converted folder.
 
     Args:
         dtype: "float32" or "bfloat16", to cast to; FP8 values, their scales and the correction
             bias keep their dtype. None: as stored.
+        expert_parallel: whole experts on each device, rather than a part of every expert's width.
 
     Returns:
-        The config as `mesh` runs it (`ModelConfig.replicated`), and arrays on `mesh` in its shapes
-        and the structure of `decoder_specs`. Where KV heads are repeated the tree is for running:
-        trained, the copies of a head would part.
+        The config as `mesh` runs it (`ModelConfig.replicated`, `expert_parallel`), and arrays on
+        `mesh` in its shapes and the structure of `decoder_specs`. Where KV heads are repeated the
+        tree is for running: trained, the copies of a head would part.
 
     Raises:
         CheckpointError: not a converted folder, unfinished, or files missing or damaged.
         ConfigError: an unusable config.json, or `mesh` does not divide the model.
     """
-    converted = open_converted(folder, dtype)
+    converted = _open(folder, dtype, expert_parallel)
     params = _restore(converted, decoder_specs(converted), "", mesh)
     return converted.config.replicated(tensor_size(mesh)), params
 
 
-def load_mtp(folder: str | Path, mesh: Mesh, dtype: str | None = None) -> Params:
-    """Restore the MTP block, in the structure of `mtp_specs`; KV heads repeated as by `load`.
+def load_mtp(
+    folder: str | Path, mesh: Mesh, dtype: str | None = None, *, expert_parallel: bool = False
+) -> Params:
+    """Restore the MTP block, in the structure of `mtp_specs`; laid out as `load` lays out.
 
     Raises as `load` does, and CheckpointError when the folder has no MTP block.
     """
-    converted = open_converted(folder, dtype)
+    converted = _open(folder, dtype, expert_parallel)
     if not converted.manifest.has_mtp:
         raise CheckpointError(f"{folder} has no MTP block; serve it without drafting")
     return _restore(converted, mtp_specs(converted), "mtp/", mesh)
+
+
+def _open(folder: str | Path, dtype: str | None, expert_parallel: bool) -> Converted:
+    converted = open_converted(folder, dtype)
+    config = replace(converted.config, expert_parallel=expert_parallel)
+    return replace(converted, config=config)
 
 
 def decoder_specs(converted: Converted) -> Params:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from glmjax.config import CacheConfig, MeshConfig, ModelConfig, SchedulerConfig
+from glmjax.config import (
+    DEFAULT_POOL_BYTES,
+    CacheConfig,
+    MeshConfig,
+    ModelConfig,
+    SchedulerConfig,
+)
 from glmjax.errors import ConfigError
 from glmjax.plans import Limits
 from glmjax.scheduler.buckets import make_buckets
@@ -82,10 +88,11 @@ def _pages_in(model: ModelConfig, mesh: MeshConfig, cache: CacheConfig, drafting
     """Pages that fit the memory of one device, which holds some KV heads of every page."""
     token_bytes = _token_bytes(model, mesh, cache.stored_dtype(model), drafting)
     page_bytes = token_bytes * cache.page_size
-    pages = cache.memory_bytes // page_bytes
+    pool_bytes = cache.memory_bytes or DEFAULT_POOL_BYTES
+    pages = pool_bytes // page_bytes
     if pages < 2:
         raise ConfigError(
-            f"a KV page takes {page_bytes} bytes a device, but the pool has {cache.memory_bytes}; "
+            f"a KV page takes {page_bytes} bytes a device, but the pool has {pool_bytes}; "
             "give it more memory or use a larger mesh"
         )
     return pages

@@ -218,6 +218,12 @@ class EngineThread:
         if self._thread.is_alive():
             self._thread.join()
 
+    def fail(self, cause: str) -> None:
+        """End all requests with EngineStoppedError: the engine's thread may never come back."""
+        self._cause = cause
+        self._set_state(EngineState.FAILED)
+        self._end_streams()
+
     # what follows runs on the engine's thread, or holds the lock
 
     def _post(self, command: Callable[[], None]) -> None:
@@ -260,10 +266,11 @@ class EngineThread:
         with self._changed:
             if idle or self._engine.paused:
                 self._changed.wait_for(self._is_called, None if idle else PAUSED_POLL_S)
-            return self._state is not EngineState.STOPPED
+            return self._state in (EngineState.RUNNING, EngineState.DRAINING)
 
     def _is_called(self) -> bool:
-        return bool(self._commands) or self._state is EngineState.STOPPED
+        ended = (EngineState.STOPPED, EngineState.FAILED)
+        return bool(self._commands) or self._state in ended
 
     def _run_commands(self) -> None:
         with self._changed:
@@ -342,6 +349,11 @@ class EngineThread:
                 self._tell_watchers()
 
     def _end_all(self) -> None:
+        self._end_streams()
+        for request_id in list(self._tickets):
+            self._observe_end(request_id, FinishReason.ABORT)
+
+    def _end_streams(self) -> None:
         with self._changed:
             streams, calls = set(self._streams.values()), self._calls
             self._streams, self._calls = {}, set()
@@ -352,8 +364,6 @@ class EngineThread:
         for done in calls:
             if done.set_running_or_notify_cancel():
                 done.set_exception(EngineStoppedError(message))
-        for request_id in list(self._tickets):
-            self._observe_end(request_id, FinishReason.ABORT)
 
 
 def _hand_over(batch: list[tuple[OutputStream, RequestOutput]]) -> None:

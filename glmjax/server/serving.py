@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from glmjax.engine import Engine
 from glmjax.server.engine_thread import EngineThread
@@ -18,6 +19,8 @@ from glmjax.server.request_times import RequestTimes
 from glmjax.server.served import ServedModel
 
 log = logging.getLogger(__name__)
+
+Watch = Callable[[Callable[[], object], Callable[[str], None]], None]
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ async def serve(
     port: int = 30000,
     grpc_port: int = 30001,
     drain_timeout_s: float = 60.0,
+    watch: Watch | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return. A second signal ends at once.
 
@@ -90,6 +94,10 @@ async def serve(
                 "ready: %s at http://%s:%d/v1 (OpenAI) and grpc://%s:%d (SglangScheduler)",
                 *(served.name, host, servers.http_port, host, servers.grpc_port),
             )
+            if watch is not None:
+                loop = asyncio.get_running_loop()
+                put = partial(signals.put_nowait, None)
+                watch(lambda: loop.call_soon_threadsafe(put), servers.frontend.engine.fail)
             await _first(signals.get(), asyncio.shield(servers.http))
             load = servers.frontend.engine.load()
             log.info(

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convert.hf_to_orbax import convert
-from glmjax.bench.report import Table
 from glmjax.bundled import ASSET
 from glmjax.config import CacheConfig, SchedulerConfig
 from glmjax.devices import prepare
 from glmjax.errors import GlmjaxError
 from glmjax.llm import LLM, Completion
+from glmjax.tables import Table
 from glmjax.text.chat import ChatTemplate
 from glmjax.train.arguments import positive
 from glmjax.train.data.encode import encode

@@ -10,11 +10,12 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from glmjax.aot.launches import lower_for
+from glmjax.aot.program import Program, compile_program, compile_step
+from glmjax.aot.target import described_mesh
 from glmjax.config import CacheConfig, MeshConfig, ModelConfig, SchedulerConfig
-from glmjax.plan.launches import lower_for
-from glmjax.plan.program import Program, compile_program, compile_step
-from glmjax.plan.target import described_mesh
 from glmjax.plans import Bucket, Limits
+from glmjax.releases import release
 from glmjax.scheduler.limits import make_limits
 from pallas_kernels.backend import Backend
 
@@ -27,7 +28,7 @@ MIXED = Bucket(ROWS, DRAFTS, ROWS, CHUNK)
 
 @cache
 def mesh_of(device: str, data: int = 1, tensor: int = 1, hosts: int = 1) -> Mesh:
-    return described_mesh(device, MeshConfig(data, tensor), hosts)
+    return described_mesh(device, MeshConfig(data, tensor, hosts=hosts))
 
 
 def lower_kernel(
@@ -46,7 +47,7 @@ def compile_kernel(
 
 def official(name: str, backend: Backend, moe_layers: int = 2) -> ModelConfig:
     """An official release cut to one dense layer and some MoE layers."""
-    config = ModelConfig.from_name(f"zai-org/{name}")
+    config = release(f"zai-org/{name}")
     layers = {"num_hidden_layers": 1 + moe_layers, "first_k_dense_replace": 1}
     return replace(config, kernels=backend, **layers)
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import pytest
 
 from described import DRAFTS, limits_of, mesh_of, official
+from glmjax.aot.abstract import abstract_params, abstract_state
 from glmjax.config import QuantConfig
 from glmjax.model.quant import QuantArray
 from glmjax.model.spec import path_name
-from glmjax.plan.abstract import abstract_params, abstract_state
 from pallas_kernels.backend import REF
 
 pytestmark = pytest.mark.aot

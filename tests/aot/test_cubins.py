@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from described import compile_kernel
-from glmjax.plan import cubins
+from glmjax.aot import cubins
 
 pytestmark = pytest.mark.aot
 

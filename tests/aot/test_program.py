@@ -13,9 +13,9 @@ from jax.experimental.pallas import triton as plgpu
 from jax.sharding import NamedSharding
 
 from described import lower_kernel, mesh_of
-from glmjax.plan import cubins
-from glmjax.plan.hlo import operations, size_bytes
-from glmjax.plan.program import TRITON_KERNEL, Program, check_kernels, compile_program
+from glmjax.aot import cubins
+from glmjax.aot.hlo import operations, size_bytes
+from glmjax.aot.program import TRITON_KERNEL, Program, check_kernels, compile_program
 from glmjax.sharding import gather_tensor, partition_spec, psum_tensor, shard_map
 
 pytestmark = pytest.mark.aot

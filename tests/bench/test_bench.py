@@ -11,7 +11,6 @@ import pytest
 from glmjax.bench import chat, host, scheduling
 from glmjax.bench.__main__ import MEASURES, main
 from glmjax.bench.engines import Engines
-from glmjax.bench.report import Table
 from glmjax.bench.streams import answer, in_turn, since
 from glmjax.bundled import ASSET
 from glmjax.config import CacheConfig, MeshConfig
@@ -19,6 +18,7 @@ from glmjax.engine import Engine
 from glmjax.runner.fake import FakeRunner
 from glmjax.scheduler.limits import make_limits
 from glmjax.server.served import ServedModel
+from glmjax.tables import Table
 from glmjax.types import EngineCounters, Request, SamplingParams
 
 ROW = re.compile(r"^\| .+ \|$", re.MULTILINE)

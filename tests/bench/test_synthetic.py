@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from glmjax.bench import synthetic
 from glmjax.config import MeshConfig, ModelConfig
 from glmjax.errors import ConfigError
+from glmjax.releases import release
 
 TINY = synthetic.default_config()
 PLAIN = replace(
@@ -126,7 +127,7 @@ def test_bias_is_near_seven_and_finer_than_bfloat16(folder):
     [
         ({"dtype": "float16"}, "dtype is 'float16', expected one of bfloat16, float32"),
         ({"shards": 0}, "shards is 0, expected 1 to"),
-        ({"config": ModelConfig.from_name("zai-org/GLM-4.5-FP8")}, "quantised"),
+        ({"config": release("zai-org/GLM-4.5-FP8")}, "quantised"),
         ({"config": replace(TINY, vocab_size=276)}, "vocab_size 276 cannot hold 256 bytes"),
     ],
 )

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convert.chunking import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, chunk_shape, tensor_parts
-from glmjax.config import KNOWN_MODELS, MeshConfig
+from glmjax.config import MeshConfig
 from glmjax.model.decoder import Decoder
 from glmjax.model.mtp import MTP
 from glmjax.model.spec import ParamSpec, specs_of
+from glmjax.releases import KNOWN_MODELS
 from glmjax.sharding import partition_spec
 
 extents = st.integers(1, 3000)
@@ -37,20 +38,39 @@ def too_large(shape, chunks, dtype):
 
 
 @pytest.mark.parametrize("name", ["zai-org/GLM-4.5", "zai-org/GLM-4.5-Air"])
-@pytest.mark.parametrize("tensor", [1, 2, 4, 8, 16])
-def test_a_device_reads_whole_chunks_of_its_part(name, tensor):
+@pytest.mark.parametrize(
+    ("tensor", "expert_parallel"),
+    [*((n, False) for n in (1, 2, 4, 8, 16)), *((n, True) for n in (2, 4, 8))],
+)
+def test_a_device_reads_whole_chunks_of_its_part(name, tensor, expert_parallel):
     config = replace(KNOWN_MODELS[name], num_hidden_layers=5)
-    MeshConfig(tensor=tensor).check(config)
+    mesh = MeshConfig(tensor=tensor, expert_parallel=expert_parallel)
+    mesh.check(config)
     parts = tensor_parts(config)
-    specs = jax.tree.leaves([specs_of(Decoder(config)), specs_of(MTP(config))])
-    for spec in specs:
-        chunks = chunk_shape(spec, parts)
+    run = replace(config, expert_parallel=expert_parallel)
+    for stored, spec in zip(all_specs(config), all_specs(run), strict=True):
+        chunks = chunk_shape(stored, parts)
         size = math.prod(chunks) * np.dtype(spec.dtype).itemsize
         assert size <= MAX_CHUNK_BYTES
         for extent, chunk, axis in zip(spec.shape, chunks, partition_spec(spec.axes), strict=True):
             if axis is not None and spec.size_bytes >= parts * MIN_CHUNK_BYTES:
                 assert extent // tensor % chunk == 0
                 assert extent // chunk >= 8
+
+
+def all_specs(config) -> list[ParamSpec]:
+    return jax.tree.leaves([specs_of(Decoder(config)), specs_of(MTP(config))])
+
+
+def test_experts_are_cut_into_few_files():
+    """Each expert apart would be 461,000 files of the 355B model."""
+    config = KNOWN_MODELS["zai-org/GLM-4.5"]
+    parts = tensor_parts(config)
+    experts = [spec for spec in all_specs(config) if spec.axes[0] == "experts"]
+    counts = [math.prod(np.floor_divide(s.shape, chunk_shape(s, parts))) for s in experts]
+    assert len(experts) == 3 * 90, "gate and up, down, and the router"
+    assert max(counts) == 8 * 16
+    assert sum(counts) < 25_000
 
 
 def test_small_arrays_stay_whole():

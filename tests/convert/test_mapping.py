@@ -11,10 +11,10 @@ import pytest
 from hf_checkpoints import TINY, draw
 
 from convert.mapping import is_ignored, places
-from glmjax.config import KNOWN_MODELS
 from glmjax.model.decoder import Decoder
 from glmjax.model.mtp import MTP
 from glmjax.model.spec import path_name, specs_of
+from glmjax.releases import KNOWN_MODELS
 
 MODELS = {
     **{name: config for name, config in KNOWN_MODELS.items() if not name.endswith("FP8")},

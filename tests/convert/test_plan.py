@@ -11,7 +11,7 @@ from convert.chunking import MAX_CHUNK_BYTES
 from convert.hf_reader import Source, Tensor
 from convert.plan import make_plan
 from glmjax.bench.synthetic import mtp_tensors, tensors
-from glmjax.config import KNOWN_MODELS
+from glmjax.releases import KNOWN_MODELS
 
 # Parameters of the main model and of the MTP block, in billions.
 BILLIONS = {

@@ -8,9 +8,9 @@ import pytest
 
 from cases import SEED
 from glmjax.bench.synthetic import default_config, write_checkpoint
-from processes import environment, run_command, start_server
+from processes import environment, run_command, start_hosts, start_server
 
-__all__ = ["environment", "run_command", "start_server"]
+__all__ = ["environment", "run_command", "start_hosts", "start_server"]
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from glmjax.config import CacheConfig, SchedulerConfig
+from glmjax.config import SIZES, CacheConfig, SchedulerConfig
 
 SERVE = Path(__file__).parents[2] / "serve.py"
 
@@ -47,7 +47,7 @@ def test_help_is_worth_reading(run_command):
 def test_what_the_options_of_serve_mean(arguments: list[str], fields: dict[str, Any]):
     serve = runpy.run_path(str(SERVE))
     args = serve["parser"]().parse_args(arguments)
-    assert serve["scheduler_config"](args) == SchedulerConfig(**fields)
+    assert serve["scheduler_config"](args, SIZES["cpu"]) == SchedulerConfig(**fields)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_what_the_options_of_serve_mean(arguments: list[str], fields: dict[str, 
 def test_what_the_options_of_the_kv_pool_mean(arguments: list[str], fields: dict[str, Any]):
     serve = runpy.run_path(str(SERVE))
     args = serve["parser"]().parse_args(arguments)
-    assert serve["cache_config"](args) == CacheConfig(**fields)
+    assert serve["cache_config"](args, SIZES["cpu"]) == CacheConfig(**fields)
 
 
 @pytest.mark.parametrize(

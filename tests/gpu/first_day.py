@@ -32,7 +32,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from glmjax.bench.report import Table, show
+from glmjax.tables import Table, show
 
 Row = dict[str, Any]
 PIPES: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}

@@ -13,11 +13,12 @@ from jax.sharding import Mesh
 
 from glmjax.bench.synthetic import default_config
 from glmjax.bundled import converted
-from glmjax.config import KNOWN_MODELS, ModelConfig
+from glmjax.config import ModelConfig
 from glmjax.devices import kernel_backend
 from glmjax.model.decoder import Decoder
 from glmjax.model.mtp import MTP
 from glmjax.model.spec import abstract, path_name, quantize_specs, specs_of
+from glmjax.releases import KNOWN_MODELS
 from glmjax.runner.kv_heads import tensor_size
 from glmjax.runner.weights import load, load_mtp
 

@@ -90,6 +90,23 @@ def test_the_shared_expert_is_added_to_the_rounded_sum(dtype):
     np.testing.assert_array_equal(got, routed.astype(dtype) + shared)
 
 
+@pytest.mark.parametrize(("ways", "share"), [(1, 256), (4, 64)])
+def test_capacities_are_those_of_a_device_that_has_some_of_the_experts(ways, share):
+    """Of 512 tokens with 2 choices, 4 experts here; any number of them may come all the same."""
+    tokens, shapes = 512, ((4, 2, 4, 6), (4, 6, 4))
+    gate_up, down = (jnp.ones(shape) for shape in shapes)
+    x, weights = jnp.ones((tokens, 6)), jnp.ones((tokens, 2))
+    run = partial(grouped_mlp, ways=ways)
+    ids = jnp.asarray(np.arange(2 * tokens).reshape(tokens, 2) % 4)
+    text = str(jax.make_jaxpr(run)(x, ids, weights, gate_up, down))
+    for slack in (1.25, 1.5):
+        assert f"f32[4,{int(share * slack)},6]" in text
+    hot = jnp.broadcast_to(jnp.array([3, 1]), (tokens, 2))
+    for chosen in (ids, hot):
+        got = np.asarray(run(x, chosen, weights, gate_up, down))
+        np.testing.assert_allclose(got, np.full((tokens, 6), 2 * 4 * 6 * silu(6.0)), rtol=1e-5)
+
+
 def test_rows_are_independent_of_the_rest_of_the_batch():
     rng = np.random.default_rng(2)
     arrays = [rng.standard_normal(s).astype(np.float32) for s in ((4, 2, 4, 6), (4, 6, 4))]

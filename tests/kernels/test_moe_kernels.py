@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels.backend import Backend
+from pallas_kernels.dispatch import padded_rows
 from pallas_kernels.linear import QuantRows, quantize_rows
 from pallas_kernels.moe import grouped_mlp
 
@@ -86,6 +87,24 @@ def test_rows_that_are_quantised_already_are_what_experts_get():
     values, scale = quantize_rows(x)
     other = kernels(x, *arrays, quantized=QuantRows(values, 2 * scale))
     assert_near(other, ref(2 * x, *arrays), 2**-4)
+
+
+@pytest.mark.parametrize(("ways", "block_rows"), [(1, 64), (8, 16)])
+def test_tiles_are_those_of_the_rows_that_a_device_expects(ways, block_rows):
+    """Of 160 tokens with 2 choices, or of an eighth of those, on 5 experts."""
+    inputs = draw_inputs(np.random.default_rng(3), "random", 160, 2, jnp.float32)
+    run = partial(grouped_mlp, ways=ways, backend=TRITON)
+    padded = padded_rows(320, EXPERTS, block_rows)
+    text = str(jax.make_jaxpr(run)(*inputs))
+    assert f"f32[{padded},{HIDDEN}]" in text
+    assert f"i32[{padded // block_rows}]" in text
+
+
+@pytest.mark.parametrize("pattern", ["hot", "random"])
+def test_more_rows_than_expected_are_computed_too(pattern):
+    inputs = draw_inputs(np.random.default_rng(4), pattern, 40, 2, jnp.float32)
+    got = jax.jit(partial(grouped_mlp, ways=8, backend=TRITON))(*inputs)
+    assert_near(got, ref(*inputs), ERRORS[jnp.float32])
 
 
 def test_rows_are_independent_of_the_rest_of_the_batch():

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glmjax.bench.synthetic import default_config
-from glmjax.config import CacheConfig, MeshConfig, ModelConfig, SchedulerConfig
+from glmjax.config import CacheConfig, MeshConfig, SchedulerConfig
 from glmjax.errors import ConfigError
+from glmjax.releases import release
 from glmjax.scheduler.limits import describe, make_limits
 
 # 4 layers x 2 x 8 heads x 32 dims x 4 bytes = 8,192 bytes a token, and an MTP block of 2,048
@@ -98,6 +99,6 @@ def test_too_little_memory_for_one_page_of_a_sequence():
 
 
 def test_a_mesh_that_does_not_divide():
-    model = ModelConfig.from_name("zai-org/GLM-4.5")
+    model = release("zai-org/GLM-4.5")
     with pytest.raises(ConfigError, match="tensor parallel 3 does not divide"):
         make_limits(model, MeshConfig(1, 3), CacheConfig(), SchedulerConfig())

@@ -14,6 +14,7 @@ from convert.hf_to_orbax import convert, verify
 from glmjax.bench.synthetic import default_config, make_tokenizer, write_checkpoint
 from glmjax.config import MeshConfig, ModelConfig
 from glmjax.errors import CheckpointError, ConfigError
+from glmjax.releases import release
 from glmjax.runner.weights import load, load_mtp
 from glmjax.sharding import make_mesh
 from glmjax.text.tokenizer import Tokenizer
@@ -163,7 +164,7 @@ def test_tied_embeddings_are_stored_once_and_must_be_equal(trained):
     ("changes", "message"),
     [
         ({"dtype": "float16"}, "dtype is 'float16'"),
-        ({"config": ModelConfig.from_name("zai-org/GLM-4.5-FP8")}, "quantised"),
+        ({"config": release("zai-org/GLM-4.5-FP8")}, "quantised"),
         ({"config": replace(FULL, vocab_size=500)}, r"ids up to 511, but .* vocab_size is 500"),
         (
             {"config": replace(FULL, moe_intermediate_size=8)},

@@ -7,18 +7,18 @@ counts once, however often it runs, and both branches of a condition count.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
+from glmjax.aot.abstract import abstract_params, abstract_state
+from glmjax.aot.hlo import Op, operations
+from glmjax.aot.launches import Launch, compile_listed
+from glmjax.aot.target import COMPILE_OPTIONS
 from glmjax.config import ModelConfig
-from glmjax.plan.abstract import abstract_params, abstract_state
-from glmjax.plan.hlo import Op, operations
-from glmjax.plan.launches import Launch, compile_listed
-from glmjax.plan.target import COMPILE_OPTIONS
 from glmjax.plans import Bucket, Limits
 from glmjax.runner.compiled import lower_step
 from glmjax.runner.kv_heads import tensor_size
@@ -91,15 +91,19 @@ def compile_step(
     limits: Limits,
     bucket: Bucket,
     options: Mapping[str, str | bool] | None = None,
+    kv_dtype: str | None = None,
+    quantized: Collection[str] | None = None,
 ) -> Program:
     """One bucket's step of a model for a mesh of GPUs, described or real, with no weights.
 
     Args:
         model: with the `kernels` to use; KV heads as released, repeated here as `mesh` needs them.
         options: XLA's, beside COMPILE_OPTIONS.
+        kv_dtype: of K and V; None: the model's dtype.
+        quantized: leaves in FP8, as for `param_specs`.
     """
-    params = abstract_params(model, mesh, limits.num_drafts > 0)
-    state = abstract_state(model, mesh, limits)
+    params = abstract_params(model, mesh, limits.num_drafts > 0, quantized)
+    state = abstract_state(model, mesh, limits, kv_dtype)
     model = model.replicated(tensor_size(mesh))
     return compile_program(lower_step(model, limits, bucket, mesh, params, state), options)
 

@@ -20,7 +20,7 @@ import cramjam  # pyright: ignore[reportMissingImports]  the extra "aot" has it
 import jax
 from jax.experimental import serialize_executable
 
-from glmjax.plan.target import tool
+from glmjax.aot.target import tool
 
 _FILE_START = bytes.fromhex("83af70d10d884a3f")  # the hash that begins the first block's header
 _BLOCK, _BLOCK_HEADER = 1 << 16, 24

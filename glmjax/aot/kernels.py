@@ -1,6 +1,6 @@
 """What the kernels are at the official models' shapes, compiled for a GPU that need not be there.
 
-`python -m glmjax.plan.kernels --help`. docs/kernels.md quotes its tables.
+`python -m glmjax.aot.kernels --help`. docs/kernels.md quotes its tables.
 """
 
 from __future__ import annotations
@@ -19,18 +19,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from glmjax.aot import cubins, target
+from glmjax.aot.hardware import GPUS
+from glmjax.aot.launches import Launch, lower_for, with_launches
 from glmjax.config import MeshConfig
 from glmjax.errors import GlmjaxError
-from glmjax.plan import cubins, target
-from glmjax.plan.launches import Launch, lower_for, with_launches
+from glmjax.tables import show
 from pallas_kernels.backend import NAMES, REF, Backend
 from pallas_kernels.official import Case, all_cases
 
 log = logging.getLogger(__name__)
-
-# NVIDIA's data sheets of H100 and H200 SXM, dense: both have the same processors.
-FP8_FLOPS, BF16_FLOPS = 1979e12, 989e12
-BANDWIDTH = {"h100": 3.35e12, "h200": 4.8e12}  # bytes a second
 
 NUMBERS = ("launches", "stack", "spills", "MB", "GFLOP", "roofline us")
 
@@ -82,14 +80,16 @@ def compiled(
 
 def roofline_us(case: Case, device: str) -> float:
     """Microseconds that memory or arithmetic take at least: the larger of the two."""
-    return 1e6 * max(case.read_bytes / BANDWIDTH[device], case.flops / peak_flops(case))
+    gpu = GPUS[device]
+    peak = gpu.flops_per_s(precision(case))
+    return 1e6 * max(case.read_bytes / gpu.memory_bytes_per_s, case.flops / peak)
 
 
-def peak_flops(case: Case) -> float:
-    """Of the tensor cores: FP8's where both factors, a case's first inputs, are FP8."""
+def precision(case: Case) -> str:
+    """What a case multiplies: FP8 where both factors, its first inputs, are; else bfloat16."""
     factors = jax.tree.leaves(case.abstract())[:2]
     fp8 = all(factor.dtype == jnp.float8_e4m3fn for factor in factors)
-    return FP8_FLOPS if fp8 else BF16_FLOPS
+    return "float8_e4m3fn" if fp8 else "bfloat16"
 
 
 def row_of(built: Built) -> Row:
@@ -158,17 +158,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """A table, a line for each row, with the columns of all."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     rule = ["--:" if column in NUMBERS else "---" for column in columns]
-    body = [[shown(row.get(column, "")) for column in columns] for row in rows]
+    body = [[show(row.get(column, "")) for column in columns] for row in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [columns, rule, *body])
-
-
-def shown(value: Any) -> str:
-    """Numbers with three digits; lists with commas."""
-    if isinstance(value, list):
-        return ", ".join(map(shown, value))
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 EPILOG = """columns:
@@ -181,21 +172,21 @@ EPILOG = """columns:
 Nothing runs: a roofline is arithmetic, no time of a kernel.
 
 examples:
-  python -m glmjax.plan.kernels --cases "grouped_matmul 355b tp8 .* 64 tokens"
-  python -m glmjax.plan.kernels --backend triton --cases "^(route|align)" --json
+  python -m glmjax.aot.kernels --cases "grouped_matmul 355b tp8 .* 64 tokens"
+  python -m glmjax.aot.kernels --backend triton --cases "^(route|align)" --json
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
-        prog="python -m glmjax.plan.kernels",
+        prog="python -m glmjax.aot.kernels",
         description="Compile every kernel at the official models' shapes for a GPU, which need not"
         " be there, and print what came out as a markdown table.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--device", choices=BANDWIDTH, default="h100", help="default: %(default)s")
+    p.add_argument("--device", choices=GPUS, default="h100", help="default: %(default)s")
     kernels = [name for name in NAMES if name != REF.name]
     p.add_argument("--backend", choices=kernels, default="mosaic", help="default: %(default)s")
     p.add_argument(

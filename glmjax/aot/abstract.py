@@ -1,4 +1,4 @@
-"""Parameters and state of an official release as they would lie on a mesh: shapes, no memory."""
+"""Parameters and state as they would lie on a mesh: shapes, no memory and no checkpoint."""
 
 from __future__ import annotations
 
@@ -19,21 +19,33 @@ from glmjax.runner.kv_heads import tensor_size
 from glmjax.runner.runner import pool_dtype
 from glmjax.runner.state import DeviceState, state_specs
 
+ROOTS = {"model": "", "mtp": "mtp/"}  # tree -> what its leaves' paths begin with in a checkpoint
 
-def abstract_params(config: ModelConfig, mesh: Mesh, drafting: bool) -> dict[str, Any]:
-    """What a step takes as its params: {"model": tree}, with `drafting` also {"mtp": tree}.
 
-    KV heads are repeated as `mesh` needs them. Where `config.quant` says so, linear layers are
-    `QuantArray`s, as converted from an FP8 release.
-    """
+def abstract_params(
+    config: ModelConfig, mesh: Mesh, drafting: bool, quantized: Collection[str] | None = None
+) -> dict[str, Any]:
+    """What a step takes as its params, as `param_specs` describes them, placed on `mesh`."""
     config = config.replicated(tensor_size(mesh))
+    return abstract(param_specs(config, drafting, quantized), mesh)
+
+
+def param_specs(
+    config: ModelConfig, drafting: bool, quantized: Collection[str] | None = None
+) -> dict[str, Any]:
+    """{"model": tree of ParamSpec}, with `drafting` also {"mtp": tree}.
+
+    Args:
+        config: as it runs, KV heads repeated.
+        quantized: leaves that are `QuantArray`s, those of the MTP block under "mtp/"; None: what an
+            FP8 release has so, where `config.quant` says that it is one.
+    """
     trees: dict[str, Any] = {"model": specs_of(Decoder(config))}
     if drafting:
         trees["mtp"] = specs_of(MTP(config))
-    if config.quant:
-        roots = {"model": "", "mtp": "mtp/"}
-        trees = {name: _quantize(tree, roots[name], config) for name, tree in trees.items()}
-    return abstract(trees, mesh)
+    if not config.quant:
+        return trees
+    return {name: _quantize(tree, ROOTS[name], config, quantized) for name, tree in trees.items()}
 
 
 def abstract_state(
@@ -57,10 +69,10 @@ def fp8_leaves(config: ModelConfig, quant: QuantConfig, leaves: Collection[str])
     return {leaf for leaf, parts in quantized.items() if all(parts)}
 
 
-def _quantize(tree: Any, root: str, config: ModelConfig) -> Any:
+def _quantize(tree: Any, root: str, config: ModelConfig, quantized: Collection[str] | None) -> Any:
     assert config.quant is not None
     leaves = {root + path_name(path) for path, _ in jax.tree.leaves_with_path(tree)}
-    found = fp8_leaves(config, config.quant, leaves)
+    found = fp8_leaves(config, config.quant, leaves) if quantized is None else leaves & {*quantized}
     block = config.quant.block_size
     return quantize_specs(
         tree, {leaf.removeprefix(root) for leaf in found}, block[1] if block else None
