@@ -131,7 +131,7 @@ def _step_parts(step: Step) -> tuple[bytes | memoryview, ...]:
 
 def _raw(values: np.ndarray) -> memoryview:
     little = values.astype(f"<{values.dtype.kind}4", copy=False)
-    return memoryview(np.ascontiguousarray(little)).cast("B")
+    return np.ascontiguousarray(little).data.cast("B")
 
 
 def _read(view: memoryview) -> tuple[tuple[int, ...], np.ndarray, memoryview]:
