@@ -26,8 +26,9 @@ from glmjax.config import (
 )
 from glmjax.devices import KERNELS, cache_folder, platform, prepare
 from glmjax.errors import ConfigError, GlmjaxError
+from glmjax.hosts.agreement import agreement
 from glmjax.hosts.connect import connect
-from glmjax.hosts.joining import agreement, place_of
+from glmjax.hosts.joining import place_of
 from glmjax.hosts.roles import joined
 from glmjax.planner import command as planning
 from glmjax.server.serving import check_free, serve
@@ -53,8 +54,8 @@ EPILOG = """examples:
   python serve.py                                 the bundled glm-nano, to see it work
   python serve.py --model glm-4.5-air --mesh 8    tensor parallel over 8 devices
   python serve.py --model glm-4.5-air --mesh 2x4  2 data groups of tensor parallel 4
-  python serve.py --mesh 16 --hosts 2 --host-index 0 --coordinator 10.0.0.1:9000
-                                                  and on another machine with --host-index 1
+  python serve.py --model glm-4.5 --mesh 16 --hosts 2 --host-index 0 \\
+                  --coordinator 10.0.0.1:9000     and on another machine with --host-index 1
   python serve.py --speculative-num-steps 0       one token a step, without drafting
   python serve.py --plan --model zai-org/GLM-4.5-FP8 --mesh 8 --device h100
                                                   does it fit, how many requests, how fast at best

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from jax.sharding import Mesh
 
 from glmjax.checkpoint import open_converted
@@ -15,15 +16,21 @@ from glmjax.config import (
     SIZES,
     CacheConfig,
     MeshConfig,
-    ModelConfig,
     SchedulerConfig,
 )
-from glmjax.devices import is_cpu, kernel_backend, mesh_for, platform, prepare, usable_bytes
+from glmjax.devices import (
+    agreed,
+    is_cpu,
+    kernel_backend,
+    mesh_for,
+    platform,
+    prepare,
+    usable_bytes,
+)
 from glmjax.engine import Engine
-from glmjax.errors import ConfigError
 from glmjax.planner.deployment import Deployment
 from glmjax.planner.fitting import fit, largest_temp_bytes
-from glmjax.planner.memory import Memory, out_of_reach
+from glmjax.planner.memory import Memory
 from glmjax.plans import Limits, Runner
 from glmjax.runner.runner import DeviceRunner
 from glmjax.runner.weights import load, load_mtp
@@ -80,7 +87,6 @@ def build(
     log.info("%s", describe(config, mesh, limits, kv_dtype))
     log.info("%s", memory)
     served = ServedModel.load(folder, name, limits.max_seq_len)
-    check_kernels(config, limits.page_size, kv_dtype, memory.pool_bytes)
     _, params = load(folder, devices, dtype, **experts)
     mtp = load_mtp(folder, devices, dtype, **experts) if limits.num_drafts else None
     runner = DeviceRunner(config, params, devices, limits, mtp, kv_dtype)
@@ -91,7 +97,8 @@ def build(
 def sized(deployment: Deployment, devices: Mesh) -> tuple[Limits, Memory]:
     """The limits that the memory of `devices` allows, and how it is used.
 
-    On a CPU memory is not reserved, and what lies between operations is not counted.
+    On a CPU memory is taken as it is needed: nothing is kept free, and what lies between operations
+    is not counted.
 
     Raises:
         ConfigError: it does not fit; says how much is missing, and what would fit.
@@ -99,31 +106,9 @@ def sized(deployment: Deployment, devices: Mesh) -> tuple[Limits, Memory]:
     size_bytes, cache = usable_bytes(devices), deployment.cache
     if not is_cpu(devices):
         fit(deployment, 0, size_bytes)  # before a minute of compiling
-        return fit(deployment, largest_temp_bytes(deployment, devices), size_bytes)
+        # Each host compiles for itself, and may come out a little otherwise.
+        temp_bytes = agreed(largest_temp_bytes(deployment, devices), devices, np.max)
+        return fit(deployment, temp_bytes, size_bytes)
     if cache.num_pages is None and cache.memory_bytes is None:
         cache = replace(cache, memory_bytes=DEFAULT_POOL_BYTES)
-    return fit(replace(deployment, cache=cache), 0, size_bytes)
-
-
-def check_kernels(config: ModelConfig, page_size: int, kv_dtype: str, pool_bytes: int) -> None:
-    """What kernels cannot do, told before weights are loaded.
-
-    Their tiles are powers of two, and some sizes of pools are out of their reach.
-
-    Raises:
-        ConfigError: pages or heads of another size, or such a pool.
-    """
-    if not config.kernels.kernels:
-        return
-    sizes = {"page_size": page_size, "head_dim": config.head_dim}
-    odd = [f"{name} {size}" for name, size in sizes.items() if size & (size - 1)]
-    if odd:
-        raise ConfigError(
-            f"kernels need powers of two, not {', '.join(odd)}: choose another page size, such as "
-            "16 or 64, or serve with --kernels ref"
-        )
-    if out_of_reach(config, kv_dtype, pool_bytes):
-        raise ConfigError(
-            f"kernels cannot address an FP8 KV pool of {pool_bytes / 2**30:.2f} GiB a device; "
-            "choose at most 4 GiB, or more than 8"
-        )
+    return fit(replace(deployment, cache=cache), 0, size_bytes, reserve_bytes=0)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import multiprocessing
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from convert.hf_to_orbax import convert
 from glmjax.checkpoint import VERSION
 from glmjax.devices import cache_folder, prepare
-from glmjax.errors import CheckpointError
+from glmjax.errors import CheckpointError, GlmjaxError
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ def converted(devices: int = 1, apart: bool = False) -> Path:
         newer glmjax never serves what an older one left.
 
     Raises:
-        CheckpointError: this installation has no bundled model, or the cache cannot be written.
+        CheckpointError: this installation has no bundled model, the cache cannot be written, or the
+            process of its own ended early.
     """
     if not (ASSET / "config.json").is_file():
         raise CheckpointError(
@@ -42,9 +44,7 @@ def converted(devices: int = 1, apart: bool = False) -> Path:
         )
     home = cache_folder() / f"{NAME}-{_digest(ASSET)}"
     if not home.exists() and apart:
-        child = multiprocessing.get_context("spawn").Process(target=converted)
-        child.start()
-        child.join()
+        _convert_apart(home)
     if not home.exists():
         prepare(devices)
         _convert(home)
@@ -54,6 +54,27 @@ def converted(devices: int = 1, apart: bool = False) -> Path:
         NAME,
     )
     return home / NAME
+
+
+def _convert_apart(home: Path) -> None:
+    """Make `home` in another process, which then had JAX, and this one not."""
+    child = multiprocessing.get_context("spawn").Process(target=_converted_or_exit)
+    child.start()
+    child.join()
+    if not home.exists():
+        raise CheckpointError(
+            f"the bundled {NAME} was not converted: the process that does it ended with exit code "
+            f"{child.exitcode}. What it said is above; below 0 it is the signal that killed it, "
+            "and -9 mostly means that memory ran out. Or name a converted folder with --model"
+        )
+
+
+def _converted_or_exit() -> None:
+    """For a process of its own: an error for people is its last word, without a stack."""
+    try:
+        converted()
+    except GlmjaxError as error:
+        sys.exit(str(error))
 
 
 def _convert(home: Path) -> None:

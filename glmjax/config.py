@@ -373,8 +373,9 @@ class MeshConfig:
         return cls(data, tensor, expert_parallel, hosts)
 
     def on_hosts(self) -> MeshConfig:
-        """The same devices on as few machines of MOST_PER_HOST as hold them."""
-        return replace(self, hosts=-(-self.size // MOST_PER_HOST))
+        """The same devices on as few machines, of MOST_PER_HOST at most, as share them evenly."""
+        counts = range(-(-self.size // MOST_PER_HOST), self.size + 1)
+        return replace(self, hosts=next(n for n in counts if self.size % n == 0))
 
     def check(self, model: ModelConfig) -> None:
         """Raise ConfigError unless every sharded size of `model` divides over `tensor`.
@@ -432,7 +433,8 @@ class CacheConfig:
         page_size: token positions a page.
         num_pages: pages a data group, the scratch page included; None: from `memory_bytes`.
         memory_bytes: what the pool of one device may take when `num_pages` is None; None: what is
-            left of a GPU's memory, or DEFAULT_POOL_BYTES on a CPU.
+            left of a GPU's memory, or DEFAULT_POOL_BYTES on a CPU. Who updates weights while it
+            runs must leave room for them twice.
         dtype: "bfloat16"; "fp8_e4m3", which has no scale and is clamped to +-448, in half the
             bytes; or "auto", the model's.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -19,7 +20,8 @@ from pallas_kernels.backend import DEVICES, NAMES, Backend
 log = logging.getLogger(__name__)
 
 MIN_CACHED_COMPILE_S = 0.3
-FRACTION_VARIABLE = "XLA_PYTHON_CLIENT_MEM_FRACTION"  # of a GPU's memory, what XLA may take
+# Of a GPU's memory, what XLA may take: its name, and the one before it.
+FRACTION_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 
 KERNELS = ("auto", *NAMES)
 HOPPER = "9.0"  # compute capability
@@ -45,7 +47,11 @@ def prepare(
         compile_cache: folder for compiled programs; None: one in `cache_folder()`.
         memory_fraction: of each GPU's memory, what XLA may take.
     """
-    os.environ.setdefault(FRACTION_VARIABLE, str(memory_fraction))
+    said = [name for name in FRACTION_VARIABLES if name in os.environ]
+    if not said:
+        os.environ[FRACTION_VARIABLES[0]] = str(memory_fraction)
+    elif float(os.environ[said[0]]) != memory_fraction:
+        log.info("%s is %s: that is what XLA may take", said[0], os.environ[said[0]])
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         folder = compile_cache or cache_folder() / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -100,10 +106,23 @@ def usable_bytes(mesh: Mesh) -> int:
         least = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(local)
     else:
         least = min(device.memory_stats()["bytes_limit"] for device in local)
+    return agreed(least, mesh, np.min)
+
+
+def agreed(value_bytes: int, mesh: Mesh, choose: Callable[[np.ndarray], np.integer]) -> int:
+    """The least or the most that hosts of `mesh` have of something, the same on all of them.
+
+    Over several hosts in whole MiB, for JAX has no int64: the least rounded down, the most up, so
+    that none is short.
+
+    Args:
+        value_bytes: of this host.
+        choose: np.min or np.max.
+    """
     if not mesh.is_multi_process:
-        return least
-    mib = np.asarray(least >> 20, np.int32)  # JAX has no int64
-    return int(np.min(multihost_utils.process_allgather(mib))) << 20
+        return value_bytes
+    mib = value_bytes >> 20 if choose is np.min else -(-value_bytes >> 20)
+    return int(choose(multihost_utils.process_allgather(np.asarray(mib, np.int32)))) << 20
 
 
 def kernel_backend(choice: str, mesh: Mesh) -> Backend:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 
-from glmjax.build import check_kernels
-from glmjax.config import CacheConfig, MeshConfig, ModelConfig
+from glmjax.config import CacheConfig, MeshConfig
 from glmjax.devices import kernel_backend, mesh_for
 from glmjax.errors import ConfigError
 from glmjax.llm import LLM
@@ -34,26 +33,6 @@ def test_unknown_kernels_are_refused():
 def test_pages_that_kernels_cannot_tile_are_refused():
     with pytest.raises(ConfigError, match="page_size 24"):
         LLM(kernels="triton", cache=CacheConfig(page_size=24, num_pages=8))
-
-
-@pytest.mark.parametrize(
-    ("gib", "backend", "served"),
-    [
-        (4, "triton", True),
-        (5, "triton", False),
-        (5, "ref", True),
-        (8, "mosaic", False),
-        (9, "mosaic", True),
-    ],
-)
-def test_an_fp8_pool_that_kernels_cannot_address_is_refused(gib, backend, served):
-    model = replace(ModelConfig(), kernels=Backend(backend))
-    pool = model, 64, "float8_e4m3fn", gib << 30
-    if served:
-        check_kernels(*pool)
-    else:
-        with pytest.raises(ConfigError, match=f"{gib}.00 GiB"):
-            check_kernels(*pool)
 
 
 class Gpu(NamedTuple):

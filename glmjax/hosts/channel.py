@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import math
 import select
 import socket
 import struct
 import threading
+import time
 
 from glmjax.errors import GlmjaxError
 
@@ -24,13 +26,13 @@ class Kind(enum.IntEnum):
 
     HELLO = 1  # JSON: who a follower is, and what it was started with
     WELCOME = 2  # all are here and agree
-    REFUSED = 3  # text: why not
+    STOPPED = 3  # text: who was told to stop before the service was ready, which ends all
     READY = 4  # JSON: a follower's programs are compiled; what they were compiled for
     LAUNCH = 5  # commands, as `glmjax.runner.commands` encodes them
     BEAT = 6  # nothing: its sender is alive
     STOP = 7  # from a follower: please stop; from the leader: all is done, exit
     RESET = 8  # forget all sequences
-    FAILED = 9  # text: why the service ends
+    FAILED = 9  # text: why the service ends, or does not begin
 
 
 class ChannelError(GlmjaxError):
@@ -49,13 +51,19 @@ class Channel:
         self.address = address
         self._sock = sock
         self._sending = threading.Lock()
+        self._unsent = ""  # why a message could not be sent whole
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _keepalive().items():
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def send(self, kind: Kind, payload: bytes = b"") -> None:
-        """Send a message whole. Raises ChannelError when the other host is gone."""
+        """Send a message whole.
+
+        Raises:
+            ChannelError: the other host is gone, or reads nothing. The channel is closed then, for
+                what follows a part of a message would be no message.
+        """
         head = FRAME.pack(MAGIC, kind, len(payload))
         try:
             with self._sending:
@@ -65,37 +73,37 @@ class Channel:
                     self._sock.sendall(head)
                     self._sock.sendall(payload)
         except OSError as error:
-            raise ChannelError(_words(error)) from error
+            self._unsent = self._unsent or _words(error, "it read nothing", self._sock.gettimeout())
+            self.close()
+            raise ChannelError(self._unsent) from error
 
     def receive(
-        self, timeout_s: float | None = SILENCE_S, most: int = MAX_BYTES
+        self, timeout_s: float = SILENCE_S, most: int = MAX_BYTES, whole: bool = False
     ) -> tuple[Kind, bytes]:
         """The next message, `(kind, bytes)`.
 
         Args:
-            timeout_s: how long the other may be silent; None: for ever.
+            timeout_s: how long the other may be silent.
             most: bytes that a message may have.
+            whole: `timeout_s` is for all of the message, however its bytes drop in.
 
         Raises:
             ChannelError: it is gone or silent, or sends what is no message.
         """
-        self._sock.settimeout(timeout_s)
+        deadline = time.monotonic() + timeout_s if whole else math.inf
         try:
-            magic, kind, size = FRAME.unpack(self._read(FRAME.size))
+            self._sock.settimeout(timeout_s)
+            magic, kind, size = FRAME.unpack(self._read(FRAME.size, deadline))
             if magic != MAGIC or kind not in iter(Kind) or size > most:
                 raise ChannelError("it sent what is no message of this glmjax")
-            return Kind(kind), self._read(size)
+            return Kind(kind), self._read(size, deadline)
         except OSError as error:
-            raise ChannelError(_words(error)) from error
+            silence = "no whole message" if whole else "silent"
+            raise ChannelError(self._unsent or _words(error, silence, timeout_s)) from error
 
-    def gone(self) -> bool:
-        """Whether the other end has closed; nothing is read."""
-        if not select.select([self._sock], [], [], 0)[0]:
-            return False
-        try:
-            return not self._sock.recv(1, socket.MSG_PEEK)
-        except OSError:
-            return True
+    def heard(self) -> bool:
+        """Whether the other end has sent something or closed; nothing is read."""
+        return bool(select.select([self._sock], [], [], 0)[0])
 
     def close(self) -> None:
         """Close it; who waits for a message is woken."""
@@ -103,19 +111,28 @@ class Channel:
             self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
 
-    def _read(self, size: int) -> bytes:
+    def _read(self, size: int, deadline: float) -> bytes:
         data = bytearray(size)
         view = memoryview(data)
         while view:
+            if deadline < math.inf:
+                self._sock.settimeout(_left_s(deadline))
             count = self._sock.recv_into(view)
             if not count:
-                raise ChannelError("it closed the connection")
+                raise ChannelError(self._unsent or "it closed the connection")
             view = view[count:]
         return bytes(data)
 
 
-def _words(error: OSError) -> str:
-    return f"silent for {SILENCE_S:g} s" if isinstance(error, TimeoutError) else str(error)
+def _left_s(deadline: float) -> float:
+    """Seconds until then. Raises TimeoutError when it has passed."""
+    if (left_s := deadline - time.monotonic()) <= 0:
+        raise TimeoutError
+    return left_s
+
+
+def _words(error: OSError, silence: str, timeout_s: float | None) -> str:
+    return f"{silence} for {timeout_s:g} s" if isinstance(error, TimeoutError) else str(error)
 
 
 def _keepalive() -> dict[int, int]:

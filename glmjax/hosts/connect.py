@@ -29,6 +29,26 @@ def connect(place: Place, mesh: MeshConfig) -> None:
     """
     if place.hosts == 1:
         return
+    _configure(place, mesh)
+    leads = place.index == 0
+    jax.distributed.initialize(
+        place.coordinator if leads else f"127.0.0.1:{start_relay(place.host, place.port)}",
+        place.hosts,
+        place.index,
+        cluster_detection_method="deactivate",
+        initialization_timeout=START_S,
+        heartbeat_timeout_seconds=HEARTBEAT_S,
+        shutdown_timeout_seconds=SHUTDOWN_S,
+        coordinator_bind_address=_bind_address(place) if leads else None,
+    )
+    kinds = {device.device_kind for device in jax.devices()}
+    if len(kinds) > 1:
+        raise ConfigError(f"hosts have different devices: {', '.join(sorted(kinds))}")
+    log.info("the devices of %d hosts are connected", place.hosts)
+
+
+def _configure(place: Place, mesh: MeshConfig) -> None:
+    """What JAX must know before it starts."""
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
     os.environ["no_grpc_proxy"] = f"{place.host},127.0.0.1"  # noqa: SIM112  gRPC's spelling
     options = {
@@ -39,24 +59,9 @@ def connect(place: Place, mesh: MeshConfig) -> None:
     }
     for name, value in options.items():
         jax.config.update(name, value)
-    coordinator = place.coordinator
-    if place.index:
-        coordinator = f"127.0.0.1:{start_relay(place.host, place.port)}"
-    jax.distributed.initialize(
-        coordinator,
-        place.hosts,
-        place.index,
-        cluster_detection_method="deactivate",
-        initialization_timeout=START_S,
-        heartbeat_timeout_seconds=HEARTBEAT_S,
-        shutdown_timeout_seconds=SHUTDOWN_S,
-        coordinator_bind_address=f"{_bracketed(bind_host(place)) or '[::]'}:{place.port}",
-    )
-    kinds = {device.device_kind for device in jax.devices()}
-    if len(kinds) > 1:
-        raise ConfigError(f"hosts have different devices: {', '.join(sorted(kinds))}")
-    log.info("the devices of %d hosts are connected", place.hosts)
 
 
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def _bind_address(place: Place) -> str:
+    """Where the coordinator listens, on host 0."""
+    host = bind_host(place) or "::"
+    return f"[{host}]:{place.port}" if ":" in host else f"{host}:{place.port}"

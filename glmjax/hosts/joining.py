@@ -1,22 +1,20 @@
-"""How hosts find each other, and make sure that they were started alike, before anything else."""
+"""How hosts find each other, before anything else."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import functools
+import ipaddress
 import json
 import logging
 import socket
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
-from glmjax.checkpoint import MANIFEST
-from glmjax.errors import ConfigError
+from glmjax.errors import ConfigError, GlmjaxError
+from glmjax.hosts.agreement import Options, difference
 from glmjax.hosts.channel import Channel, ChannelError, Kind
+from glmjax.hosts.stopping import StoppedError, told_to_stop
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +23,8 @@ TELL_S = 10.0  # how often who is missing is told
 HELLO_S = 5.0  # for a connection to say who it is
 HELLO_BYTES = 1 << 16
 RETRY_S = 0.5
-
-Options = Mapping[str, str]
+# What a stranger's bytes may be wrong with: an index of Infinity, brackets without end, ...
+NOT_A_HELLO = (ChannelError, ValueError, KeyError, TypeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -82,35 +80,6 @@ def place_of(hosts: int, index: int | None, coordinator: str) -> Place:
     return Place(hosts, index or 0, coordinator)
 
 
-def agreement(options: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """What must be the same on every host, by names for people.
-
-    Args:
-        options: of the command line, by name.
-        folder: the converted model, of which the description is compared and not the weights.
-    """
-    digest = hashlib.sha256()
-    for name in (MANIFEST, "config.json"):
-        with contextlib.suppress(OSError):  # told by who opens the folder
-            digest.update((folder / name).read_bytes())
-    return {name: str(value) for name, value in options.items()} | {
-        "the version of JAX": version("jax"),
-        "the model's glmjax.json and config.json": digest.hexdigest()[:12],
-    }
-
-
-def difference(index: int, theirs: Options, ours: Options) -> str | None:
-    """What host `index` has otherwise than host 0, in words; None: nothing."""
-    for name in ours.keys() | theirs.keys():
-        there, here = theirs.get(name, "unknown"), ours.get(name, "unknown")
-        if there != here:
-            return (
-                f"the hosts disagree: {name} is {there} on host {index} and {here} on host 0; "
-                "start every host with the same options and the same model"
-            )
-    return None
-
-
 def gather(place: Place, ours: Options, timeout_s: float = JOIN_S) -> dict[int, Channel]:
     """On host 0: wait for all others, and welcome them.
 
@@ -118,20 +87,22 @@ def gather(place: Place, ours: Options, timeout_s: float = JOIN_S) -> dict[int, 
         The channel of each host, by its index.
 
     Raises:
-        ConfigError: one was started otherwise, or did not come; those that came were told.
+        ConfigError: one was started otherwise, did not come or left; those that came were told.
+        StoppedError: a host was told to stop, as all were told.
     """
     channels: dict[int, Channel] = {}
     try:
         with _listen(place) as listener:
             _accept_all(place, listener, channels, ours, timeout_s)
-    except ConfigError as error:
+        for index, channel in channels.items():
+            _welcome(index, channel)
+    except GlmjaxError as error:
+        kind = Kind.STOPPED if isinstance(error, StoppedError) else Kind.FAILED
         for channel in channels.values():
             with contextlib.suppress(ChannelError):
-                channel.send(Kind.REFUSED, str(error).encode())
+                channel.send(kind, str(error).encode())
             channel.close()
         raise
-    for channel in channels.values():
-        channel.send(Kind.WELCOME)
     return channels
 
 
@@ -140,44 +111,73 @@ def enter(place: Place, ours: Options, timeout_s: float = JOIN_S) -> Channel:
 
     Raises:
         ConfigError: it was not found, or refuses.
+        StoppedError: a host was told to stop; this one tells host 0.
     """
     deadline = time.monotonic() + timeout_s
     channel = _connect(place, deadline)
     try:
-        channel.send(Kind.HELLO, json.dumps({"index": place.index, "options": ours}).encode())
-        kind, payload = channel.receive(max(deadline - time.monotonic(), HELLO_S))
-    except ChannelError as error:
+        _ask(place, channel, ours, max(deadline - time.monotonic(), HELLO_S))
+    except GlmjaxError:
         channel.close()
-        raise ConfigError(
-            f"host 0 at {channel.address} did not answer ({error}); see its log"
-        ) from error
-    if kind is not Kind.WELCOME:
-        channel.close()
-        raise ConfigError(f"host 0 refused this host: {payload.decode(errors='replace')}")
+        raise
     return channel
 
 
+def _ask(place: Place, channel: Channel, ours: Options, timeout_s: float) -> None:
+    """Be welcomed. Raises as `enter` does."""
+    try:
+        channel.send(Kind.HELLO, json.dumps({"index": place.index, "options": ours}).encode())
+        kind, payload = channel.receive(timeout_s)
+    except ChannelError as error:
+        raise ConfigError(
+            f"host 0 at {channel.address} did not answer ({error}); see its log"
+        ) from error
+    except StoppedError:
+        with contextlib.suppress(ChannelError):
+            channel.send(Kind.STOP)
+        raise
+    words = payload.decode(errors="replace")
+    if kind is Kind.STOPPED:
+        raise StoppedError(words)
+    if kind is not Kind.WELCOME:
+        raise ConfigError(f"host 0 refused this host: {words}")
+
+
+@functools.cache  # what it finds is logged once
 def bind_host(place: Place) -> str:
-    """Where host 0 listens: at the coordinator's address if it is its own, else on all it has."""
+    """Where host 0 listens: at the coordinator's address if it is its own, else on all it has.
+
+    A machine may know its own name as a loopback address, at which no other finds it.
+    """
     try:
         found = socket.getaddrinfo(place.host, None, type=socket.SOCK_STREAM)
         with socket.socket(found[0][0]) as probe:
             probe.bind(found[0][4])
-        return str(found[0][4][0])
+        address = str(found[0][4][0])
     except OSError:
         log.warning("%s is no address of this machine: listening on all it has", place.host)
         return ""
+    if ipaddress.ip_address(address).is_loopback and place.host not in (address, "localhost"):
+        log.info("%s is %s on this machine: listening on all it has", place.host, address)
+        return ""
+    return address
 
 
 def _listen(place: Place) -> socket.socket:
-    host, port = bind_host(place), place.port + 1
+    """For followers; where JAX will, it only makes sure that nobody does: JAX would not notice."""
+    _bind(place, place.port, "the coordinator's").close()
+    return _bind(place, place.port + 1, "the one after the coordinator's")
+
+
+def _bind(place: Place, port: int, whose: str) -> socket.socket:
+    host = bind_host(place)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=place.hosts)
     except OSError as error:
         raise ConfigError(
-            f"host 0 cannot listen on port {port}, the one after the coordinator's: "
-            f"{error.strerror}; choose another --coordinator port on every host"
+            f"host 0 cannot listen on port {port}, {whose}: {error.strerror}; choose another "
+            "--coordinator port on every host"
         ) from error
 
 
@@ -206,20 +206,43 @@ def _accept_all(
 
 def _missing(place: Place, channels: dict[int, Channel]) -> list[int]:
     """Who is not there; who came and went may come again."""
-    for index in [index for index, channel in channels.items() if channel.gone()]:
+    for index in [index for index, channel in channels.items() if _left(index, channel)]:
         channels.pop(index).close()
     return [index for index in range(1, place.hosts) if index not in channels]
+
+
+def _left(index: int, channel: Channel) -> bool:
+    """Whether a follower is gone. Raises StoppedError if it was told to stop."""
+    if not channel.heard():
+        return False
+    try:
+        kind, _ = channel.receive(HELLO_S, 0, whole=True)
+    except ChannelError:
+        return True
+    if kind is Kind.STOP:
+        raise StoppedError(told_to_stop(index))
+    return False
+
+
+def _welcome(index: int, channel: Channel) -> None:
+    try:
+        channel.send(Kind.WELCOME)
+    except ChannelError as error:
+        raise ConfigError(
+            f"host {index} at {channel.address} came and is gone ({error}); see its log, then "
+            "start all hosts again"
+        ) from error
 
 
 def _meet(place: Place, channel: Channel, channels: dict[int, Channel], ours: Options) -> None:
     """Take a follower in. Raises ConfigError for one that cannot be; strangers are sent away."""
     try:
-        kind, payload = channel.receive(HELLO_S, HELLO_BYTES)
+        kind, payload = channel.receive(HELLO_S, HELLO_BYTES, whole=True)
         if kind is not Kind.HELLO:
             raise ChannelError(f"it began with {kind.name}")
         hello = json.loads(payload)
         index, theirs = int(hello["index"]), dict(hello["options"])
-    except (ChannelError, ValueError, KeyError, TypeError) as error:
+    except NOT_A_HELLO as error:
         log.warning("%s connected and is no host of this service: %s", channel.address, error)
         channel.close()
         return

@@ -20,7 +20,7 @@ from glmjax.hosts.channel import BEAT_S, Channel, ChannelError, Kind
 
 log = logging.getLogger(__name__)
 
-GRACE_S = 1.0  # for requests to be told that they end
+GRACE_S = 5.0  # for requests and hosts to be told that they end
 NOTICE_S = 5.0  # for a channel to tell that it was a host's death that a collective died of
 
 
@@ -35,11 +35,11 @@ class Peers:
     def __init__(self, channels: Mapping[int, Channel], take: Callable[[int, Kind, bytes], None]):
         self._channels, self._take = channels, take
         self._leaving = False
-        self._failing = threading.Lock()
+        self._ending = threading.Lock()
         self._tell: Callable[[str], None] = lambda words: None
-        for pair in channels.items():
-            start_thread(self._read, *pair)
-        start_thread(self._beat)
+        for index, channel in channels.items():
+            start_thread(self._read, index, channel)
+            start_thread(_beat, channel)  # of its own: one that reads nothing holds up no other
 
     def send(self, kind: Kind, payload: bytes = b"") -> None:
         """To all of them; one that is gone is its reader's business."""
@@ -57,18 +57,16 @@ class Peers:
         Args:
             error: of which the log is to have the stack.
         """
-        self._failing.acquire()  # only the first failure is told, and never released
-        log.error("%s", words, exc_info=error)
-        self._tell(words)
-        start_thread(self.send, Kind.FAILED, words.encode())  # may wait for a host that hangs
-        time.sleep(GRACE_S)
-        logging.shutdown()
-        os._exit(1)
+        self._end(Kind.FAILED, words, error)
 
     def fail_unless_gone(self, index: int, error: BaseException) -> None:
         """As `fail`, for an `error` of host `index`, unless another is gone: then that is told."""
         time.sleep(NOTICE_S)
         self.fail(failed(index, error), error)
+
+    def stop(self, words: str) -> None:
+        """As `fail`, but no fault: exit with status 0. For before anything is served."""
+        self._end(Kind.STOPPED, words)
 
     def leave(self) -> None:
         """From here on the others may go."""
@@ -80,17 +78,25 @@ class Peers:
         for channel in self._channels.values():
             channel.close()
 
-    def _beat(self) -> None:
-        while True:
-            self.send(Kind.BEAT)
-            time.sleep(BEAT_S)
+    def _end(self, kind: Kind, words: str, error: BaseException | None = None) -> None:
+        self._ending.acquire()  # only the first end is told, and never released
+        fault = kind is Kind.FAILED
+        try:
+            log.log(logging.ERROR if fault else logging.INFO, "%s", words, exc_info=error)
+            start_thread(_told, self._tell, words)
+            for channel in self._channels.values():  # each may hang, so none is waited for
+                start_thread(_told, channel.send, kind, words.encode())
+            time.sleep(GRACE_S)
+            logging.shutdown()
+        finally:
+            os._exit(fault)
 
     def _read(self, index: int, channel: Channel) -> None:
         try:
             while True:
                 kind, payload = channel.receive()
-                if kind is Kind.FAILED:
-                    self.fail(payload.decode(errors="replace"))
+                if kind in (Kind.FAILED, Kind.STOPPED):
+                    self._end(kind, payload.decode(errors="replace"))
                 self._take(index, kind, payload)
         except ChannelError as error:
             if not self._leaving:
@@ -109,3 +115,21 @@ def failed(index: int, error: BaseException) -> str:
 def start_thread(function: Callable[..., None], *args: Any) -> None:
     """On a thread that does not keep the process alive."""
     threading.Thread(target=function, args=args, daemon=True).start()
+
+
+def _beat(channel: Channel) -> None:
+    """Until it is gone, which its reader tells."""
+    with contextlib.suppress(ChannelError):
+        while True:
+            channel.send(Kind.BEAT)
+            time.sleep(BEAT_S)
+
+
+def _told(tell: Callable[..., None], *words: Any) -> None:
+    """Tell one that all ends, as well as that goes."""
+    try:
+        tell(*words)
+    except ChannelError as error:
+        log.debug("a host could not be told that all ends: %s", error)
+    except Exception:
+        log.exception("not all could be told that the service ends")

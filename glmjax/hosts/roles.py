@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import logging
-import os
 import queue
-import signal
-import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from glmjax.errors import ConfigError, GlmjaxError
+from glmjax.hosts.agreement import Options, difference
 from glmjax.hosts.channel import Channel, Kind
-from glmjax.hosts.joining import Options, Place, difference, enter, gather
-from glmjax.hosts.peers import Peers, failed, start_thread
+from glmjax.hosts.joining import Place, enter, gather
+from glmjax.hosts.peers import Peers, failed
+from glmjax.hosts.stopping import (
+    StoppedError,
+    acting_on_signals,
+    ignore_signals,
+    raise_on_signals,
+    told_to_stop,
+)
 from glmjax.plans import Limits, StepPlan, StepResult
 from glmjax.runner.commands import decode, encode
 from glmjax.runner.runner import DeviceHandle, DeviceRunner
@@ -64,7 +69,7 @@ class Leader:
     """
 
     def __init__(self, channels: Mapping[int, Channel]):
-        self._stop: Callable[[], object] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+        self._drain: Callable[[], object] | None = None  # once it serves
         self._ready: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
         self._count = len(channels)
         self.peers = Peers(channels, self._take)
@@ -86,6 +91,7 @@ class Leader:
     def run(self, serve: Serve) -> None:
         """Serve until told to stop, by a signal here or on any host; then all exit."""
         serve(self._watch)
+        ignore_signals()
         self.peers.leave()
         self.peers.send(Kind.STOP)
 
@@ -123,16 +129,27 @@ class Leader:
             "parts of them; convert the new weights and start all hosts again"
         )
 
-    def _watch(self, stop: Callable[[], object], fail: Callable[[str], None]) -> None:
-        self._stop = stop
+    def stop(self, index: int = 0) -> None:
+        """Drain, or end all hosts where there is nothing to drain yet.
+
+        Args:
+            index: of the host that was told to stop.
+        """
+        if self._drain is None:
+            self.peers.stop(told_to_stop(index))
+        else:
+            log.info("host %d was told to stop: all hosts do", index)
+            self._drain()
+
+    def _watch(self, drain: Callable[[], object], fail: Callable[[str], None]) -> None:
+        self._drain = drain
         self.peers.on_failure(fail)
 
     def _take(self, index: int, kind: Kind, payload: bytes) -> None:
         if kind is Kind.READY:
             self._ready.put((index, payload))
         elif kind is Kind.STOP:
-            log.info("host %d was told to stop: all hosts do", index)
-            self._stop()
+            self.stop(index)
 
 
 class Follower:
@@ -155,16 +172,16 @@ class Follower:
         return runner
 
     def run(self, serve: Serve) -> None:
-        """Launch what host 0 launches until it stops. A signal here asks it to stop."""
+        """Launch what host 0 launches until it stops. Raises what a step fails with."""
         del serve  # this host answers no requests
         log.info("ready: host %d follows host 0", self._index)
-        with _on_signals(lambda: self.peers.send(Kind.STOP)):
-            try:
-                self._follow()
-            except Exception as error:
-                self.peers.fail_unless_gone(self._index, error)
+        self._follow()
         self.peers.close()
         log.info("stopped")
+
+    def stop(self) -> None:
+        """Ask host 0 to stop, which knows whether there is something to drain."""
+        self.peers.send(Kind.STOP)
 
     def _follow(self) -> None:
         """Launch one step ahead of the one waited for, as the engine does."""
@@ -199,50 +216,32 @@ def joined(place: Place, ours: Options) -> Iterator[Role]:
 
     Raises:
         ConfigError: a host did not come, or was started otherwise.
+        SystemExit: with status 0, when a host was told to stop before all were there.
     """
     if place.hosts == 1:
         yield Alone()
         return
-    role: Leader | Follower
-    role = Follower(place.index, enter(place, ours)) if place.index else Leader(gather(place, ours))
+    role = _meet(place, ours)
     try:
-        yield role
-    except (GlmjaxError, KeyboardInterrupt) as error:
+        with acting_on_signals(role.stop):
+            yield role
+    except GlmjaxError as error:
         role.peers.fail(failed(place.index, error))
     except BaseException as error:
         role.peers.fail_unless_gone(place.index, error)
 
 
+def _meet(place: Place, ours: Options) -> Leader | Follower:
+    raise_on_signals(place.index)
+    try:
+        if place.index:
+            return Follower(place.index, enter(place, ours))
+        return Leader(gather(place, ours))
+    except StoppedError as error:
+        log.info("%s", error)
+        sys.exit(0)
+
+
 def described(runner: DeviceRunner) -> dict[str, str]:
     """What the programs of a runner were compiled for, as far as hosts could differ in it."""
     return {"sizes of the KV pool and of steps": str(runner.limits)}
-
-
-@contextlib.contextmanager
-def _on_signals(act: Callable[[], None]) -> Iterator[None]:
-    """Call `act`, on a thread of its own, at each SIGTERM and SIGINT.
-
-    A signal may reach any thread and wake none; its number always reaches the wakeup socket.
-    """
-    read, write = socket.socketpair()
-    write.setblocking(False)
-
-    def wait() -> None:
-        for number in itertools.chain.from_iterable(iter(lambda: read.recv(1), b"")):
-            log.info("%s: asking host 0 to stop", signal.Signals(number).name)
-            act()
-
-    start_thread(wait)
-    before = {kind: signal.signal(kind, _nothing) for kind in (signal.SIGTERM, signal.SIGINT)}
-    signal.set_wakeup_fd(write.fileno())
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(-1)
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
-        write.close()
-
-
-def _nothing(*_: object) -> None:
-    """A handler: that there is one keeps the signal from ending the process."""

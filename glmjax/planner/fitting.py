@@ -9,15 +9,21 @@ from jax.sharding import Mesh
 
 from glmjax.aot.abstract import abstract_params, abstract_state
 from glmjax.config import KV_DTYPES, MeshConfig, tensor_sizes
+from glmjax.errors import ConfigError
 from glmjax.planner.deployment import Deployment
-from glmjax.planner.memory import DoesNotFitError, Memory, fill, small_pool
+from glmjax.planner.memory import RESERVE_BYTES, DoesNotFitError, Memory, fill, small_pool
 from glmjax.plans import Limits
 from glmjax.runner.compiled import lower_step, options_for
 
 MOST_DEVICES = 64
 
 
-def fit(deployment: Deployment, temp_bytes: int, usable_bytes: int) -> tuple[Limits, Memory]:
+def fit(
+    deployment: Deployment,
+    temp_bytes: int,
+    usable_bytes: int,
+    reserve_bytes: int = RESERVE_BYTES,
+) -> tuple[Limits, Memory]:
     """`memory.fill`, and advice where a device has too little memory.
 
     Raises:
@@ -25,7 +31,7 @@ def fit(deployment: Deployment, temp_bytes: int, usable_bytes: int) -> tuple[Lim
         ConfigError: as `memory.fill`.
     """
     try:
-        return fill(deployment, temp_bytes, usable_bytes)
+        return fill(deployment, temp_bytes, usable_bytes, reserve_bytes)
     except DoesNotFitError as error:
         words = advice(deployment, temp_bytes, usable_bytes)
         message = f"the model does not fit mesh {deployment.mesh}: {error}; {words}"
@@ -41,7 +47,7 @@ def smallest_mesh(deployment: Deployment, temp_bytes: int, usable_bytes: int) ->
     for mesh in _candidates(deployment):
         try:
             fill(replace(deployment, mesh=mesh), temp_bytes, usable_bytes)
-        except DoesNotFitError:
+        except ConfigError:  # too little memory, or FP8 blocks that are cut
             continue
         return mesh
     return None
@@ -49,7 +55,10 @@ def smallest_mesh(deployment: Deployment, temp_bytes: int, usable_bytes: int) ->
 
 def advice(deployment: Deployment, temp_bytes: int, usable_bytes: int) -> str:
     """What to do about a deployment that does not fit."""
-    ways = []
+    cache, ways = deployment.cache, []
+    asked = cache.num_pages is not None or cache.memory_bytes is not None
+    if asked:
+        ways.append("a smaller KV pool (--kv-cache-gib) takes less")
     smallest = smallest_mesh(deployment, temp_bytes, usable_bytes)
     if smallest is not None and smallest.tensor > deployment.mesh.tensor:
         ways.append(f"it fits {options(smallest)}")
@@ -57,7 +66,8 @@ def advice(deployment: Deployment, temp_bytes: int, usable_bytes: int) -> str:
         ways.append("FP8 weights take half (an FP8 release, or convert with --quantize fp8)")
     if deployment.kv_dtype != KV_DTYPES["fp8_e4m3"]:
         ways.append("--kv-cache-dtype fp8_e4m3 makes KV smaller")
-    ways.append("fewer --max-running-requests and a shorter --max-seq-len take less")
+    if not asked:
+        ways.append("fewer --max-running-requests and a shorter --max-seq-len take less")
     return "; ".join(ways)
 
 

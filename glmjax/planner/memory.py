@@ -17,11 +17,15 @@ from glmjax.errors import ConfigError
 from glmjax.planner.deployment import Deployment
 from glmjax.plans import Limits
 from glmjax.runner.state import state_specs
+from glmjax.runner.weights import check_blocks
 from glmjax.scheduler.limits import make_limits, pool_bytes
 from glmjax.sharding import shape_on_device
 
 GIB = 2**30
 UNBOUNDED_BYTES = 2**62
+# Inputs and outputs of two steps in flight, masks that allow all tokens for each shape of a step
+# (tens of MiB), and what an allocator cannot use between its pieces.
+RESERVE_BYTES = 2**29
 # One-byte arrays of 2 to 4 GiB are out of Pallas' reach: it takes 64-bit offsets from 4 GiB on, and
 # signed 32-bit ones below. K and V are half a pool each.
 UNREACHABLE_BYTES = (2**32, 2**33)
@@ -35,8 +39,10 @@ class Memory:
         usable_bytes: what it may hold in all.
         weights_bytes: its part of the parameters, the MTP block's with drafting.
         tables_bytes: state of the slots besides K and V: sampling, penalties, pages.
-        temp_bytes: between the operations of the largest step.
+        temp_bytes: between the operations of the largest step. Steps in flight share it: the device
+            runs one after another.
         pool_bytes: K and V.
+        reserve_bytes: kept free.
     """
 
     usable_bytes: int
@@ -44,12 +50,13 @@ class Memory:
     tables_bytes: int
     temp_bytes: int
     pool_bytes: int = 0
+    reserve_bytes: int = RESERVE_BYTES
 
     @property
     def left_bytes(self) -> int:
         """What is used by nothing; below 0: what is missing."""
-        parts = self.weights_bytes, self.tables_bytes, self.temp_bytes, self.pool_bytes
-        return self.usable_bytes - sum(parts)
+        held = self.weights_bytes + self.tables_bytes + self.temp_bytes + self.pool_bytes
+        return self.usable_bytes - self.reserve_bytes - held
 
     def __str__(self) -> str:
         parts = {
@@ -57,6 +64,7 @@ class Memory:
             "KV": self.pool_bytes,
             "temporaries": self.temp_bytes,
             "tables": self.tables_bytes,
+            "reserve": self.reserve_bytes,
         }
         words = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
         return f"{words} of {self.usable_bytes / GIB:.2f} GiB a device"
@@ -92,12 +100,16 @@ def roomy_limits(deployment: Deployment) -> Limits:
 
 
 def small_pool(deployment: Deployment) -> Limits:
-    """Limits with room for one sequence: what a step needs in between does not depend on more."""
-    longest = roomy_limits(deployment)
-    return _limits(deployment, replace(deployment.cache, num_pages=longest.pages_per_seq + 1))
+    """Limits with hardly a pool: what a step needs in between does not depend on it."""
+    return replace(roomy_limits(deployment), pages=2)
 
 
-def fill(deployment: Deployment, temp_bytes: int, usable_bytes: int) -> tuple[Limits, Memory]:
+def fill(
+    deployment: Deployment,
+    temp_bytes: int,
+    usable_bytes: int,
+    reserve_bytes: int = RESERVE_BYTES,
+) -> tuple[Limits, Memory]:
     """Give the KV pool what is asked for, or what everything else leaves.
 
     Where neither `num_pages` nor `memory_bytes` of the cache is given the pool gets all that is
@@ -106,24 +118,50 @@ def fill(deployment: Deployment, temp_bytes: int, usable_bytes: int) -> tuple[Li
     Args:
         temp_bytes: of the largest step.
         usable_bytes: of one device.
+        reserve_bytes: of that, what is kept free.
 
     Returns:
         The deployment's limits, and the memory that they take.
 
     Raises:
         DoesNotFitError: says how much is missing.
-        ConfigError: the pool that was asked for holds too little, or as `roomy_limits`.
+        ConfigError: the pool that was asked for holds too little, or as `check`.
     """
+    check(deployment)
     cache = deployment.cache
     tables = tables_bytes(deployment, roomy_limits(deployment))
     weights = bytes_on_device(deployment.specs(), deployment.mesh)
-    memory = Memory(usable_bytes, weights, tables, temp_bytes)
+    memory = Memory(usable_bytes, weights, tables, temp_bytes, reserve_bytes=reserve_bytes)
     if cache.num_pages is None and cache.memory_bytes is None:
         limits, filled = _fill_rest(deployment, memory)
     else:
         limits, filled = _filled(deployment, cache, memory)
+    if out_of_reach(deployment.model, deployment.kv_dtype, filled.pool_bytes):
+        raise ConfigError(
+            f"kernels cannot address an FP8 KV pool of {filled.pool_bytes / GIB:.2f} GiB a device; "
+            "choose at most 4 GiB, or more than 8"
+        )
     _check(filled)
     return limits, filled
+
+
+def check(deployment: Deployment) -> None:
+    """What can be known to be wrong before anything is counted, compiled or loaded.
+
+    Raises:
+        ConfigError: sizes that the mesh does not divide, or sequences longer than the model's
+            context; pages or heads that kernels, whose tiles are powers of two, cannot cut.
+    """
+    roomy_limits(deployment)
+    model = deployment.model
+    check_blocks(deployment.specs(), deployment.mesh.tensor)
+    sizes = {"page_size": deployment.cache.page_size, "head_dim": model.head_dim}
+    odd = [f"{name} {size}" for name, size in sizes.items() if size & (size - 1)]
+    if model.kernels.kernels and odd:
+        raise ConfigError(
+            f"kernels need powers of two, not {', '.join(odd)}: choose another page size, such as "
+            "16 or 64, or serve with --kernels ref"
+        )
 
 
 def tables_bytes(deployment: Deployment, limits: Limits) -> int:
@@ -149,9 +187,20 @@ def _fill_rest(deployment: Deployment, memory: Memory) -> tuple[Limits, Memory]:
     except ConfigError as error:
         raise DoesNotFitError(f"{error} ({memory})", memory) from None
     if out_of_reach(deployment.model, deployment.kv_dtype, filled.pool_bytes):
-        cache = replace(cache, memory_bytes=UNREACHABLE_BYTES[0])
-        return _filled(deployment, cache, memory)
+        return _filled_in_reach(deployment, memory)
     return limits, filled
+
+
+def _filled_in_reach(deployment: Deployment, memory: Memory) -> tuple[Limits, Memory]:
+    """With the most of FP8 that kernels can address below what they cannot."""
+    cache = replace(deployment.cache, memory_bytes=UNREACHABLE_BYTES[0])
+    try:
+        return _filled(deployment, cache, memory)
+    except ConfigError as error:
+        raise ConfigError(
+            f"kernels address FP8 KV pools up to 4 GiB a device or above 8; there is memory for "
+            f"{memory.left_bytes / GIB:.2f}; with 4 GiB {error}"
+        ) from None
 
 
 def _filled(deployment: Deployment, cache: CacheConfig, memory: Memory) -> tuple[Limits, Memory]:

@@ -132,11 +132,16 @@ class Plan:
         return limits.groups * (limits.pages - 1) * limits.page_size if limits else 0
 
     def requests(self, tokens: int) -> int:
-        """Requests of that many tokens that the KV pools hold at once."""
+        """Requests of that many tokens that the KV pools hold at once; 0: longer than served."""
         limits = self.limits
-        if limits is None:
+        if limits is None or tokens > limits.max_seq_len:
             return 0
         return limits.groups * ((limits.pages - 1) // -(-tokens // limits.page_size))
+
+    def running(self, tokens: int) -> int:
+        """Those of them that can run at once, each in a slot."""
+        slots = self.limits.groups * self.limits.slots if self.limits else 0
+        return min(self.requests(tokens), slots)
 
 
 def plan(
@@ -159,7 +164,7 @@ def plan(
             the config.json of an HF checkpoint. No weights are needed.
         mesh: as for `MeshConfig.parse`; more than 8 devices are on hosts of 8.
         device: "h100" or "h200".
-        dtype: to load a converted folder in another dtype than the stored one.
+        dtype: to serve it in another than its own.
         cache, scheduler: pool and queue sizes; None: what `serve.py` takes on GPUs.
         kernels: "mosaic", "triton" or "ref".
         memory_fraction: of a GPU's memory, what XLA takes.
@@ -174,13 +179,23 @@ def plan(
         raise ConfigError(f"device is {device!r}, expected one of {', '.join(GPUS)}")
     workload = workload or Workload()
     found = source.find(model, dtype)
-    config = replace(found.config, kernels=Backend(kernels, device=device))
     shape = mesh if isinstance(mesh, MeshConfig) else MeshConfig.parse(mesh).on_hosts()
-    config = replace(config, expert_parallel=shape.expert_parallel)
     rows, chunk, page_size = SIZES["gpu"]
     scheduler = scheduler or SchedulerConfig(rows, chunked_prefill_size=chunk)
+    config = replace(
+        found.config,
+        kernels=Backend(kernels, device=device),
+        expert_parallel=shape.expert_parallel,
+        deterministic=scheduler.deterministic,
+    )
     if not config.num_nextn_predict_layers:
         scheduler = replace(scheduler, speculative_num_steps=0)
+    most = scheduler.speculative_num_steps + 1
+    if most > 1 and not 1 <= workload.accepted_tokens <= most:
+        raise ConfigError(
+            f"{workload.accepted_tokens:g} accepted tokens a step: expected 1 to {most}, one more "
+            "than the drafts"
+        )
     cache = cache or CacheConfig(page_size)
     deployment = Deployment(config, shape, cache, scheduler, found.quantized)
     usable_bytes = int(memory_fraction * GPUS[device].memory_bytes)

@@ -54,7 +54,7 @@ def _memory(axes: Any, plan: Plan) -> None:
     ):
         axes.axhline(size_bytes / GIB, color="black", linestyle=style, label=name)
     axes.set(xlabel="device", ylabel="GiB", title="memory", xticks=list(devices))
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
 
 
 def _bounds(axes: Any, plan: Plan) -> None:
@@ -71,7 +71,8 @@ def _bounds(axes: Any, plan: Plan) -> None:
         accepted = plan.workload.accepted_tokens
         rates = [row.batch * accepted / row.verify_s for row in plan.drafting]
         axes.plot(batches, rates, "s-", label=f"with drafts, {accepted:g} accepted a step")
-    axes.axvline(max(plan.requests(context), 1), color="black", linestyle=":", label="KV is full")
+    most = max(plan.running(context + 1), 1)
+    axes.axvline(most, color="black", linestyle=":", label=f"no more than {most} run")
     axes.set_xscale("log", base=2)
     axes.set_xticks(batches, [str(batch) for batch in batches])
     axes.set_ylim(bottom=0)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from glmjax.config import MeshConfig
 from glmjax.planner.fitting import options
 from glmjax.planner.memory import GIB
 from glmjax.planner.plan import Plan, Step
@@ -29,17 +30,25 @@ def headline(plan: Plan) -> str:
     """Whether it fits, and what to type."""
     mesh = plan.deployment.mesh
     where = f"{mesh.size} x {plan.gpu.name} ({options(mesh)})"
-    if not plan.fits:
+    if plan.limits is None:
         missing = -plan.memory.left_bytes / GIB
         return f"{plan.name} does not fit {where}: {missing:.1f} GiB a device are missing.\n" + (
             f"What to do: {plan.advice}."
         )
     lines = [
-        f"{plan.name} fits {where}: {plan.kv_tokens:,} tokens of KV.",
+        f"{plan.name} fits {where}: {plan.kv_tokens:,} tokens of KV, requests of up to "
+        f"{plan.limits.max_seq_len:,}.",
         f"Smallest mesh that holds it: {options(plan.smallest)}." if plan.smallest else "",
-        f"Serve it:  python serve.py --model FOLDER {options(mesh)}",
+        f"Serve it:  python serve.py --model FOLDER {typed(mesh)}",
+        "and what else this plan was asked for with.",
     ]
     return "\n".join(filter(None, lines))
+
+
+def typed(mesh: MeshConfig) -> str:
+    """`mesh` as each of its hosts is told it."""
+    own = " --host-index I --coordinator HOST:PORT" if mesh.hosts > 1 else ""
+    return options(mesh) + own
 
 
 def tables(plan: Plan) -> Iterator[Table]:
@@ -62,6 +71,7 @@ def memory_table(plan: Plan) -> Table:
         "KV pool": memory.pool_bytes,
         "temporaries of the largest step": memory.temp_bytes,
         "tables of the slots": memory.tables_bytes,
+        "reserve": memory.reserve_bytes,
         "left" if memory.left_bytes >= 0 else "missing": abs(memory.left_bytes),
         "XLA's in all": memory.usable_bytes,
         "the device's": plan.gpu.memory_bytes,
@@ -75,7 +85,7 @@ def requests_table(plan: Plan) -> Table:
     limits = plan.limits
     assert limits is not None
     slots = limits.groups * limits.slots
-    rows = [(n, plan.requests(n), min(plan.requests(n), slots)) for n in plan.workload.lengths]
+    rows = [(n, plan.requests(n), plan.running(n)) for n in plan.workload.lengths]
     columns = ("tokens a request", "fit in the KV pool", "run at once")
     note = f"Prompt and output together; at most {slots} run at once (--max-running-requests)."
     return Table("Requests", columns, rows, note)
@@ -126,7 +136,7 @@ def _step_row(step: Step) -> tuple[Any, ...]:
 def decode_table(plan: Plan) -> Table:
     """What bounds decoding."""
     context = plan.workload.context_tokens
-    fit = plan.requests(context)
+    fit = plan.running(context + 1)
     rows = [
         (
             row.batch,
@@ -139,7 +149,7 @@ def decode_table(plan: Plan) -> Table:
         )
         for row in plan.decode
     ]
-    columns = ("requests", "step ms", "tokens/s", "each", "bound by", "longest", "KV fits")
+    columns = ("requests", "step ms", "tokens/s", "each", "bound by", "longest", "can run")
     title = f"Decoding with {context:,} tokens behind each request, without drafts"
     return Table(title, columns, rows, CAVEAT)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from glmjax.checkpoint import MANIFEST, open_converted
@@ -32,7 +32,7 @@ def find(name: str | Path, dtype: str | None = None) -> Source:
     Args:
         name: "zai-org/GLM-4.5-FP8" or "GLM-4.5-FP8", a converted folder, or one with the
             config.json of an HF checkpoint.
-        dtype: to load a converted folder in another dtype than the stored one.
+        dtype: to serve it in another than its own.
 
     Raises:
         ConfigError: neither a release nor a folder, or a config that is not served.
@@ -43,8 +43,12 @@ def find(name: str | Path, dtype: str | None = None) -> Source:
         converted = open_converted(folder, dtype)
         return Source(text, converted.config, frozenset(converted.manifest.quantized))
     if folder.is_dir():
-        return Source(text, ModelConfig.from_hf(folder))
+        return Source(text, _cast(ModelConfig.from_hf(folder), dtype))
     try:
-        return Source(text, release(text))
+        return Source(text, _cast(release(text), dtype))
     except ConfigError as error:
         raise ConfigError(f"no folder, and {error}") from None
+
+
+def _cast(config: ModelConfig, dtype: str | None) -> ModelConfig:
+    return replace(config, dtype=dtype or config.dtype)

@@ -38,8 +38,8 @@ COLUMNS = (
 )
 NOTE = """Weights and KV of one GPU; requests of 8,192 and 131,072 tokens that the KV pool holds;
 bounds of output tokens/s of 1, 64 and 256 requests with 4,096 tokens behind each, without drafts,
-in brackets where the KV pool does not hold them; bound of the time to the first token of 4,096;
-launches of a decode step, compiled. A dash: it does not fit."""
+in brackets where fewer run at once, for lack of KV or of slots (128); bound of the time to the
+first token of 4,096; launches of a decode step, compiled. A dash: it does not fit."""
 
 
 class Compiled:
@@ -79,7 +79,7 @@ def _row(tensor: int, found: Plan | None) -> tuple[object, ...]:
         weights = found and found.memory.weights_bytes / GIB
         return (tensor, weights, *["-"] * (len(COLUMNS) - 2))
     rates = {row.batch: row.tokens_per_s for row in found.decode}
-    fit = found.requests(found.workload.context_tokens)
+    fit = found.running(found.workload.context_tokens + 1)
     return (
         tensor,
         found.memory.weights_bytes / GIB,

@@ -28,8 +28,12 @@ MAX_COMPILERS = 8  # each holds a whole program in memory
 CPU_OPTIONS: dict[str, str | bool] = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 
 # Triton's GEMMs win here and there, but only a measurement on the GPU knows their tiles: cublasLt's
-# are what was checked without one.
-GPU_OPTIONS: dict[str, str | bool] = {"xla_gpu_enable_triton_gemm": False}
+# are what was checked without one. And the pool may take all that is left beside temporaries: XLA
+# would compute things twice to save memory that nobody else wants.
+GPU_OPTIONS: dict[str, str | bool] = {
+    "xla_gpu_enable_triton_gemm": False,
+    "xla_disable_hlo_passes": "rematerialization",
+}
 
 
 def lower_step(

@@ -99,7 +99,7 @@ def _restore(converted: Converted, specs: Params, root: str, mesh: Mesh) -> Para
     flat, structure = jax.tree.flatten_with_path(specs)
     wanted = {root + path_name(path): spec for path, spec in flat}
     _check_shapes(converted, {path: spec.shape for path, spec in wanted.items()})
-    _check_blocks(specs, mesh)
+    check_blocks(specs, tensor_size(mesh))
     kv_heads = converted.config.replicated(tensor_size(mesh)).num_key_value_heads
     targets = abstract({p: unsplit(p, spec, kv_heads) for p, spec in wanted.items()}, mesh)
     _check_divisible(targets, mesh)
@@ -173,13 +173,17 @@ def _check_shapes(converted: Converted, shapes: dict[str, tuple[int, ...]]) -> N
         )
 
 
-def _check_blocks(specs: Params, mesh: Mesh) -> None:
-    """A device has the scales of whole blocks, so its columns must be whole blocks too."""
+def check_blocks(specs: Params, tensor: int) -> None:
+    """A device has the scales of whole blocks, so its columns must be whole blocks too.
+
+    Raises:
+        ConfigError: `tensor` devices cut a leaf of `specs` within a block.
+    """
     leaves = jax.tree.leaves_with_path(specs, is_leaf=lambda leaf: isinstance(leaf, QuantArray))
     for path, leaf in leaves:
         if isinstance(leaf, QuantArray) and leaf.block:
-            axis = partition_spec(leaf.values.axes)[-1]
-            parts, columns = mesh.shape[axis] if axis else 1, leaf.values.shape[-1]
+            is_cut = partition_spec(leaf.values.axes)[-1] is not None
+            parts, columns = tensor if is_cut else 1, leaf.values.shape[-1]
             if parts > 1 and columns % (parts * leaf.block):
                 raise ConfigError(
                     f"{path_name(path)}: tensor parallel {parts} cuts its {columns} columns within "

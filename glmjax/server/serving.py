@@ -85,10 +85,14 @@ async def serve(
     While it drains, the listeners stay up: health says unhealthy, new requests are refused, those
     that run finish, at the latest after `drain_timeout_s`. Must be called in the main thread.
 
+    Args:
+        watch: is given, once this serves, what asks it to drain, as often as one likes, and what
+            ends all requests with words; both for any thread.
+
     Raises:
         ConfigError: an address is taken or not of this machine.
     """
-    with _signals() as signals:
+    with _stops_on_signals() as stop:
         async with running(engine, served, host, port, grpc_port) as servers:
             log.info(
                 "ready: %s at http://%s:%d/v1 (OpenAI) and grpc://%s:%d (SglangScheduler)",
@@ -96,27 +100,48 @@ async def serve(
             )
             if watch is not None:
                 loop = asyncio.get_running_loop()
-                put = partial(signals.put_nowait, None)
-                watch(lambda: loop.call_soon_threadsafe(put), servers.frontend.engine.fail)
-            await _first(signals.get(), asyncio.shield(servers.http))
+                drain = partial(loop.call_soon_threadsafe, stop.asked.set)
+                watch(drain, servers.frontend.engine.fail)
+            await _first(stop.asked.wait(), asyncio.shield(servers.http))
             load = servers.frontend.engine.load()
             log.info(
                 "draining: %d requests run or wait; at most %g s, a second signal ends at once",
                 *(load.running + load.waiting, drain_timeout_s),
             )
-            await _first(signals.get(), servers.frontend.engine.drain(drain_timeout_s))
+            await _first(stop.urged.wait(), servers.frontend.engine.drain(drain_timeout_s))
     log.info("stopped")
 
 
+class _Stop:
+    """What this process was told.
+
+    Attributes:
+        asked: to drain, by a signal or by another host.
+        urged: to end at once, by its own second signal: that others were told so too, as when a
+            whole group of hosts is stopped, hurries nothing.
+    """
+
+    def __init__(self) -> None:
+        self.asked, self.urged = asyncio.Event(), asyncio.Event()
+        self._signalled = False
+
+    def signal(self) -> None:
+        """SIGTERM or SIGINT came."""
+        if self._signalled:
+            self.urged.set()
+        self._signalled = True
+        self.asked.set()
+
+
 @contextlib.contextmanager
-def _signals() -> Iterator[asyncio.Queue[None]]:
-    """A queue that gets an item for each SIGTERM and SIGINT."""
-    loop, queue = asyncio.get_running_loop(), asyncio.Queue[None]()
+def _stops_on_signals() -> Iterator[_Stop]:
+    """Tells of each SIGTERM and SIGINT."""
+    loop, stop = asyncio.get_running_loop(), _Stop()
     kinds = (signal.SIGTERM, signal.SIGINT)
     for kind in kinds:
-        loop.add_signal_handler(kind, queue.put_nowait, None)
+        loop.add_signal_handler(kind, stop.signal)
     try:
-        yield queue
+        yield stop
     finally:
         for kind in kinds:
             loop.remove_signal_handler(kind)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from glmjax.config import MeshConfig
+from described import mesh_of
+from glmjax.config import CacheConfig, MeshConfig
 from glmjax.errors import ConfigError
 from glmjax.planner import report
+from glmjax.planner.fitting import largest_temp_bytes
 from glmjax.planner.memory import GIB
 from glmjax.planner.plan import Plan, Workload, plan
 from processes import ROOT
@@ -95,6 +98,29 @@ def test_bounds_are_of_what_was_asked(air):
         assert step.bound.seconds > 0
 
 
+def test_a_server_sizes_its_pool_by_the_same_temporaries(air):
+    found = largest_temp_bytes(air.deployment, mesh_of("h100", tensor=2))
+    assert found == air.memory.temp_bytes
+
+
+def test_what_is_longer_than_served_is_no_request(air):
+    short = replace(air, limits=replace(air.limits, max_seq_len=8192))
+    assert short.requests(8192) == air.requests(8192) > 0
+    assert short.requests(8193) == 0
+    assert air.running(64) == 128 < air.requests(64)
+
+
+def test_a_plan_is_deterministic_where_the_server_is(air):
+    scheduler = replace(air.deployment.scheduler, deterministic=True)
+    found = plan("GLM-4.5-Air-FP8", 2, scheduler=scheduler)
+    assert found.memory.temp_bytes != air.memory.temp_bytes
+
+
+def test_fp8_kv_is_planned_on_the_smallest_mesh():
+    found = plan("GLM-4.5-Air-FP8", 2, cache=CacheConfig(64, dtype="fp8_e4m3"))
+    assert found.kv_tokens > 400_000
+
+
 def test_data_groups_share_out_the_requests(air):
     two = plan("GLM-4.5-Air-FP8", "2x2", workload=air.workload)
     assert two.memory.weights_bytes == air.memory.weights_bytes
@@ -131,6 +157,7 @@ def test_serve_says_that_it_does_not_fit():
         (["--model", "GLM-9"], "unknown model 'GLM-9'"),
         (["--model", "GLM-4.5-FP8", "--mesh", "3"], "does not divide"),
         ([], "--plan needs --model"),
+        (["--model", "GLM-4.5-FP8", "--mesh", "8", "--page-size", "48"], "page_size 48"),
     ],
 )
 def test_serve_refuses_what_cannot_be_planned(arguments, message):
@@ -143,3 +170,9 @@ def test_serve_refuses_what_cannot_be_planned(arguments, message):
 def test_a_device_must_be_known():
     with pytest.raises(ConfigError, match="'b200', expected one of h100, h200"):
         plan("GLM-4.5-Air-FP8", 2, "b200")
+
+
+@pytest.mark.parametrize("accepted", [0.0, 4.5])
+def test_accepted_tokens_must_be_possible(accepted):
+    with pytest.raises(ConfigError, match="expected 1 to 4"):
+        plan("GLM-4.5-Air-FP8", 2, workload=Workload(accepted_tokens=accepted))

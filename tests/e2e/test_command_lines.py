@@ -76,6 +76,7 @@ def test_what_the_options_of_the_kv_pool_mean(arguments: list[str], fields: dict
         (["--max-seq-len", "4000", "--kv-cache-gib", "0.01"], "give the pool more memory"),
         (["--speculative-num-draft-tokens", "8"], "has 4 tokens to verify; give 4 or leave it out"),
         (["--speculative-num-steps", "99"], "expected 0 (no drafting)"),
+        (["--kv-cache-gib", "9999", "--max-running-requests", "999999"], "GiB are missing"),
     ],
 )
 def test_serve_refuses_what_cannot_work(run_command, converted, arguments, message):

@@ -5,30 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
 from glmjax.errors import ConfigError
-from glmjax.hosts.channel import FRAME, MAGIC, Channel, ChannelError, Kind
-from glmjax.hosts.joining import Place, agreement, dial, difference, enter, gather, place_of
+from glmjax.hosts import agreement as agreeing
+from glmjax.hosts import joining
+from glmjax.hosts.agreement import agreement, difference
+from glmjax.hosts.channel import FRAME, MAGIC, Channel, Kind
+from glmjax.hosts.joining import Place, bind_host, dial, enter, gather, place_of
 from glmjax.hosts.relay import start_relay
 
 OPTIONS = {"--mesh": "2", "--dtype": "None"}
 SOON_S = 20.0
-
-
-@pytest.fixture
-def coordinator() -> str:
-    """With two free ports, one after another."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as first:
-            port = first.getsockname()[1]
-            try:
-                socket.create_server(("127.0.0.1", port + 1)).close()
-            except (OSError, OverflowError):
-                continue
-            return f"127.0.0.1:{port}"
 
 
 @pytest.fixture
@@ -73,7 +64,7 @@ def test_all_are_told_which_option_differs(run, coordinator):
     first = said_hello(place)
     other = run(enter, Place(3, 2, coordinator), OPTIONS | {"--dtype": "float32"})
     kind, told = first.receive()
-    assert (kind, words in told.decode()) == (Kind.REFUSED, True)
+    assert (kind, words in told.decode()) == (Kind.FAILED, True)
     first.close()
     for future in (leader, other):
         with pytest.raises(ConfigError, match=words):
@@ -117,6 +108,10 @@ def connect(place: Place) -> socket.socket:
             continue
 
 
+def hello(payload: bytes) -> bytes:
+    return FRAME.pack(MAGIC, Kind.HELLO, len(payload)) + payload
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -125,6 +120,11 @@ def connect(place: Place) -> socket.socket:
         FRAME.pack(MAGIC, Kind.HELLO, 2) + b"[]",
         FRAME.pack(MAGIC, Kind.BEAT, 0),
         FRAME.pack(MAGIC, 77, 0),
+        hello(b'{"index": Infinity, "options": {}}'),
+        hello(b'{"index": 1}'),
+        hello(b'{"index": [], "options": {}}'),
+        hello(b"[" * 60_000),
+        hello(b"\xff"),
     ],
 )
 def test_strangers_are_sent_away(run, coordinator, data):
@@ -140,6 +140,49 @@ def test_strangers_are_sent_away(run, coordinator, data):
     assert other.result()
 
 
+def test_a_stranger_that_drops_its_bytes_holds_up_nobody_for_long(run, coordinator, monkeypatch):
+    monkeypatch.setattr(joining, "HELLO_S", 0.3)
+    place, away = Place(2, 0, coordinator), threading.Event()
+    leader = run(gather, place, OPTIONS)
+    with connect(place) as stranger:
+
+        def drop() -> None:
+            with contextlib.suppress(OSError):
+                stranger.sendall(FRAME.pack(MAGIC, Kind.HELLO, 60_000))
+                while not away.wait(0.05):
+                    stranger.sendall(b" ")
+
+        dropping = threading.Thread(target=drop)
+        dropping.start()
+        other = run(enter, Place(2, 1, coordinator), OPTIONS)
+        try:
+            assert leader.result().keys() == {1}
+            assert other.result()
+        finally:
+            away.set()
+            dropping.join()
+
+
+def test_a_host_that_goes_before_it_is_welcomed_is_named(run, coordinator, monkeypatch):
+    """The last one comes; by then the first, which nobody looked at since, is gone."""
+    place, welcome = Place(3, 0, coordinator), joining._welcome
+
+    def late(index: int, channel: Channel) -> None:
+        if index == 1:
+            channel.close()
+        welcome(index, channel)
+
+    monkeypatch.setattr(joining, "_welcome", late)
+    leader = run(gather, place, OPTIONS)
+    others = [run(enter, Place(3, i, coordinator), OPTIONS) for i in (1, 2)]
+    with pytest.raises(ConfigError, match=r"host 1 at 127\.0\.0\.1 came and is gone"):
+        leader.result()
+    with pytest.raises(ConfigError, match=r"did not answer \(it closed"):
+        others[0].result()
+    with contextlib.suppress(ConfigError):  # told so, unless it was welcomed before
+        assert others[1].result().receive()[0] is Kind.FAILED
+
+
 def test_who_is_missing_is_told(coordinator):
     with pytest.raises(ConfigError, match="there is no host 1, 2"):
         gather(Place(3, 0, coordinator), OPTIONS, 0.1)
@@ -147,11 +190,39 @@ def test_who_is_missing_is_told(coordinator):
         enter(Place(3, 1, coordinator), OPTIONS, 0.1)
 
 
-def test_a_port_that_is_taken_is_told(coordinator):
+@pytest.mark.parametrize(("after", "whose"), [(0, "the coordinator's"), (1, "the one after")])
+def test_a_port_that_is_taken_is_told(coordinator, after, whose):
+    """JAX's service shares its port with whom it may, as another JAX lets it."""
     place = Place(2, 0, coordinator)
-    taken = socket.create_server((place.host, place.port + 1))
-    with taken, pytest.raises(ConfigError, match=f"port {place.port + 1}"):
-        gather(place, OPTIONS, 0.1)
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind((place.host, place.port + after))
+        taken.listen()
+        with pytest.raises(ConfigError, match=f"port {place.port + after}, {whose}"):
+            gather(place, OPTIONS, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "listens", "says"),
+    [
+        ("localhost", "127.0.0.1", "127.0.0.1", ""),
+        ("127.0.0.1", "127.0.0.1", "127.0.0.1", ""),
+        ("127.0.1.1", "127.0.1.1", "127.0.1.1", ""),
+        ("node-0", "127.0.1.1", "", "node-0 is 127.0.1.1 on this machine: listening on all"),
+        ("node-0", "0.0.0.0", "0.0.0.0", ""),  # stands for one that it has and others reach
+        ("node-0", "192.0.2.1", "", "node-0 is no address of this machine"),
+    ],
+)
+def test_where_host_0_listens(monkeypatch, caplog, host, address, listens, says):
+    """Debian's /etc/hosts has 127.0.1.1 for a machine's own name."""
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    caplog.set_level("INFO", "glmjax")
+    place = Place(2, 0, f"{host}:9000")
+    bind_host.cache_clear()
+    assert [bind_host(place), bind_host(place)] == [listens, listens]
+    assert [says in r.getMessage() for r in caplog.records] == [True] * bool(says)
+    bind_host.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -186,6 +257,35 @@ def test_another_model_is_a_difference(tmp_path):
     assert "config.json is" in str(difference(1, agreement(OPTIONS, tmp_path), before))
 
 
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [("jax", "the version of JAX is 9"), ("jaxlib", "the version of jaxlib is 9")],
+)
+def test_another_version_is_a_difference(tmp_path, monkeypatch, package, words):
+    ours = agreement(OPTIONS, tmp_path)
+    of = agreeing.version
+    monkeypatch.setattr(agreeing, "version", lambda name: "9" if name == package else of(name))
+    assert words in str(difference(1, agreement(OPTIONS, tmp_path), ours))
+
+
+def test_another_source_is_a_difference(tmp_path, monkeypatch):
+    installed = agreement(OPTIONS, tmp_path)
+    monkeypatch.setattr(agreeing, "INSTALLED", tmp_path)
+    files = [tmp_path / name for name in ("glmjax/a/b.py", "pallas_kernels/c.py", "glmjax/d.txt")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    ours = agreement(OPTIONS, tmp_path)
+    assert "the source of glmjax is" in str(difference(1, installed, ours))
+    for file, counts in zip(files, (True, True, False), strict=True):
+        file.write_text("pass")
+        found = difference(1, agreement(OPTIONS, tmp_path), ours)
+        assert (found is not None) is counts
+        file.write_text("")
+    files[0].rename(tmp_path / "glmjax" / "b.py")
+    assert "the source of glmjax is" in str(difference(1, agreement(OPTIONS, tmp_path), ours))
+
+
 def test_an_option_that_only_one_host_knows_is_a_difference():
     more = OPTIONS | {"--new": "3"}
     assert "--new is 3 on host 1 and unknown on host 0" in str(difference(1, more, OPTIONS))
@@ -206,22 +306,3 @@ def test_a_relay_outlives_its_target():
         client.settimeout(0.3)
         with pytest.raises(TimeoutError):
             client.recv(1)
-
-
-def test_a_channel_notices_what_is_no_message():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        sender = socket.create_connection(server.getsockname())
-        channel = Channel(server.accept()[0], "")
-    with sender:
-        with pytest.raises(ChannelError, match="silent"):
-            channel.receive(0.05)
-        sender.sendall(FRAME.pack(b"glm0", Kind.BEAT, 0))
-        with pytest.raises(ChannelError, match="no message"):
-            channel.receive()
-        sender.sendall(FRAME.pack(MAGIC, Kind.LAUNCH, 5))
-        with pytest.raises(ChannelError, match="no message"):
-            channel.receive(most=4)
-        sender.sendall(FRAME.pack(MAGIC, Kind.LAUNCH, 9) + b"half")
-    with pytest.raises(ChannelError, match="closed"):
-        channel.receive()
-    channel.close()

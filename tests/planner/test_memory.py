@@ -11,11 +11,11 @@ from hf_checkpoints import draw, quantise, quantization_config, write
 from cases import CASES
 from convert.hf_to_orbax import convert
 from glmjax.checkpoint import open_converted
-from glmjax.config import CacheConfig, MeshConfig, SchedulerConfig
+from glmjax.config import CacheConfig, MeshConfig, QuantConfig, SchedulerConfig
 from glmjax.errors import ConfigError
 from glmjax.planner.deployment import Deployment
 from glmjax.planner.fitting import fit, smallest_mesh
-from glmjax.planner.memory import GIB, DoesNotFitError, fill
+from glmjax.planner.memory import GIB, RESERVE_BYTES, DoesNotFitError, fill, small_pool
 from glmjax.plans import Bucket
 from glmjax.releases import release
 from glmjax.runner.runner import DeviceRunner
@@ -132,3 +132,61 @@ def test_sizes_that_fit_no_memory_are_not_called_a_lack_of_it():
     with pytest.raises(ConfigError, match="context is 131072") as caught:
         fit(replace(deployment, scheduler=scheduler), 0, 73 * GIB)
     assert not isinstance(caught.value, DoesNotFitError)
+
+
+@pytest.mark.parametrize(
+    ("gib", "kernels", "served"),
+    [
+        (4, "triton", True),
+        (5, "triton", False),
+        (5, "ref", True),
+        (8, "mosaic", False),
+        (9, "mosaic", True),
+    ],
+)
+def test_an_fp8_pool_that_kernels_cannot_address_is_refused(gib, kernels, served):
+    deployment = official("GLM-4.5-FP8", 8, dtype="fp8_e4m3", memory_bytes=gib * GIB)
+    model = replace(deployment.model, kernels=Backend(kernels))
+    deployment = replace(deployment, model=model)
+    if served:
+        assert fill(deployment, 0, 73 * GIB)[1].pool_bytes > (gib - 1) * GIB
+    else:
+        with pytest.raises(ConfigError, match=rf"cannot address an FP8 KV pool of {gib}\.00 GiB"):
+            fill(deployment, 0, 73 * GIB)
+
+
+def test_a_pool_that_is_made_smaller_says_why_it_holds_too_little():
+    deployment = official("GLM-4.6-FP8", 8, dtype="fp8_e4m3")
+    scheduler = replace(deployment.scheduler, max_seq_len=202752)
+    with pytest.raises(ConfigError, match="up to 4 GiB a device or above 8"):
+        fill(replace(deployment, scheduler=scheduler), 2 * GIB, 50 * GIB)
+
+
+def test_fp8_blocks_are_not_cut():
+    """Air's experts are 11 blocks of 128 wide: two devices would share one, and two KV heads."""
+    model = replace(release("GLM-4.5-Air"), quant=QuantConfig("fp8", (128, 128)))
+    deployment = replace(official("GLM-4.5-Air", 2), model=model)
+    with pytest.raises(ConfigError, match="within FP8 blocks of 128"):
+        fill(deployment, 0, 73 * GIB)
+    assert smallest_mesh(deployment, 0, 140 * GIB) == MeshConfig()
+
+
+def test_who_asks_for_too_large_a_pool_is_told_so():
+    with pytest.raises(DoesNotFitError, match="a smaller KV pool") as caught:
+        fit(official("GLM-4.5-FP8", 8, memory_bytes=40 * GIB), 2 * GIB, 73 * GIB)
+    assert "--max-running-requests" not in str(caught.value)
+
+
+def test_on_a_cpu_nothing_is_kept_free():
+    deployment = official("GLM-4.5-Air-FP8", 8, memory_bytes=GIB)
+    _, memory = fill(deployment, 0, 15 * GIB, reserve_bytes=0)
+    assert memory.left_bytes < RESERVE_BYTES + GIB
+    with pytest.raises(DoesNotFitError):
+        fill(deployment, 0, memory.usable_bytes - memory.left_bytes)
+
+
+def test_steps_are_compiled_with_hardly_a_pool():
+    """One of FP8 for a whole sequence may be what kernels cannot address."""
+    limits = small_pool(official("GLM-4.6-FP8", 8, dtype="fp8_e4m3"))
+    assert limits.pages == 2
+    assert limits.max_seq_len == 202752
