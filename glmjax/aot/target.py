@@ -27,7 +27,7 @@ COMPILE_OPTIONS: dict[str, str | bool] = {
     "xla_gpu_fail_ptx_compilation_on_register_spilling": True,
 }
 
-_INSTALL = "pip install 'glmjax[plan]'"
+_INSTALL = "pip install 'glmjax[{}]'"
 _DESCRIPTIONS = Path(__file__).parent
 
 
@@ -49,8 +49,8 @@ def described_mesh(device: str, mesh: MeshConfig) -> Mesh:
         found = topologies.get_topology_desc(device, "cuda", target_config=config, topology=shape)
     except NotImplementedError:
         raise ConfigError(
-            f"JAX has no CUDA plugin to compile for {device} with: install it ({_INSTALL}), and "
-            "on a machine without a GPU set JAX_PLATFORMS=cpu"
+            f"JAX has no CUDA plugin to compile for {device} with: install it "
+            f"({_INSTALL.format('plan')}), and on a machine without a GPU set JAX_PLATFORMS=cpu"
         ) from None
     return make_mesh(mesh, found.devices)
 
@@ -61,14 +61,14 @@ def assembler_first() -> None:
     Raises:
         ConfigError: it is not installed.
     """
-    folder = str(tool("nvidia.cuda_nvcc", "bin/ptxas").parent)
+    folder = str(tool("nvidia.cuda_nvcc", "bin/ptxas", extra="plan").parent)
     paths = os.environ.get("PATH", "").split(os.pathsep)
     if paths[0] != folder:
         os.environ["PATH"] = os.pathsep.join([folder, *paths])
 
 
-def tool(package: str, path: str) -> Path:
-    """A program of NVIDIA's that an installed package brings.
+def tool(package: str, path: str, extra: str = "aot") -> Path:
+    """A program of NVIDIA's that a package brings, which the project's `extra` installs.
 
     Raises:
         ConfigError: it is not installed.
@@ -76,7 +76,7 @@ def tool(package: str, path: str) -> Path:
     found = [Path(folder) / path for folder in _folders(package)]
     existing = [file for file in found if file.exists()]
     if not existing:
-        raise ConfigError(f"{Path(path).name} is not installed: {_INSTALL}")
+        raise ConfigError(f"{Path(path).name} is not installed: {_INSTALL.format(extra)}")
     return existing[0]
 
 

@@ -7,7 +7,6 @@ the others take it for a fault, or, as PID 1 of a container, it does nothing at 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import signal
 import socket
@@ -59,9 +58,10 @@ def acting_on_signals(act: Callable[[], None]) -> Iterator[None]:
     write.setblocking(False)
 
     def wait() -> None:
-        for number in itertools.chain.from_iterable(iter(lambda: read.recv(1), b"")):
-            log.info("%s: told to stop", signal.Signals(number).name)
-            act()
+        with read:
+            while number := read.recv(1):
+                log.info("%s: told to stop", signal.Signals(number[0]).name)
+                act()
 
     start_thread(wait)
     for kind in KINDS:

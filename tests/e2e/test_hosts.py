@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from processes import Server
+from processes import START_TIMEOUT_S, Server
 
 SMALL = ("--chunked-prefill-size", "16", "--max-seq-len", "256")
 PLAIN = (*SMALL, "--speculative-num-steps", "0")
@@ -100,6 +100,14 @@ def ends(servers: list[Server]) -> list[int]:
     return [s.process.wait(max(deadline - time.monotonic(), 1)) for s in servers]
 
 
+def wait_for(server: Server, words: str) -> None:
+    """Until its log has them."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while words not in server.log.read_text():
+        assert time.monotonic() < deadline, server.log.read_text()
+        time.sleep(0.05)
+
+
 def errors(server: Server) -> list[str]:
     """Lines of a log that are for a person to act on."""
     lines = server.log.read_text().splitlines()
@@ -134,6 +142,31 @@ def test_a_tensor_group_over_two_hosts_and_a_follower_that_is_told_to_stop(
         assert ends(servers) == [0, 0]
         assert not errors(servers[0]) + errors(servers[1])
         assert "host 1 was told to stop" in servers[0].log.read_text()
+
+
+def test_all_hosts_that_are_told_to_stop_at_once(start_hosts, converted):
+    """As an orchestrator does it: a request that runs is finished all the same."""
+    with start_hosts(2, "--model", converted, "--mesh", "2", *PLAIN, *ONE) as servers:
+        with asking(servers[0]) as answer:
+            for server in servers[::-1]:
+                server.process.send_signal(signal.SIGTERM)
+            wait_for(servers[0], "draining: 1 requests")
+            servers[1].process.send_signal(signal.SIGINT)
+        assert '"finish_reason":{"type":"length"' in answer["text"]
+        assert ends(servers) == [0, 0]
+        assert not errors(servers[0]) + errors(servers[1])
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_host_that_is_told_to_stop_before_the_service_is_ready(start_hosts, converted, told):
+    with start_hosts(2, "--model", converted, "--mesh", "2", ready=False) as servers:
+        wait_for(servers[told], "the devices of 2 hosts are connected")
+        servers[told].process.send_signal(signal.SIGTERM)
+        assert ends(servers) == [0, 0]
+        for server in servers:
+            line = f"INFO host {told} was told to stop before the service was ready"
+            assert line in server.log.read_text()
+            assert not errors(server)
 
 
 def test_data_groups_on_two_hosts_and_a_follower_that_dies(start_hosts, converted, expected):

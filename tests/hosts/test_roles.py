@@ -77,7 +77,7 @@ def heard(channel: Channel) -> tuple[Kind, bytes]:
 
 
 @pytest.fixture
-def leads(pair):
+def leads(pair, exits):
     """Makes a leader over a runner, and the end of its channel at host 1, which has compiled."""
     roles: list[Leader] = []
 
@@ -148,13 +148,23 @@ def test_a_stop_of_a_follower_drains_host_0_once_it_serves(leads, exits, caplog,
         other.send(Kind.STOP)
         assert asked.get(timeout=SOON_S) == "drain"
         assert "host 1 was told to stop: all hosts do" in caplog.text
-        other.send(Kind.FAILED, b"host 1 failed")
-        assert asked.get(timeout=SOON_S) == "host 1 failed"
 
     leader.run(serve)
-    assert heard(other)[0] is Kind.FAILED
     assert heard(other) == (Kind.STOP, b"")
-    assert exits.get(timeout=SOON_S) == 1
+    assert exits.empty()
+
+
+def test_a_follower_that_fails_is_told_to_requests(leads, exits, signals):
+    leader, other = leads(Recorded())
+    told: queue.Queue[str] = queue.Queue()
+
+    def serve(watch) -> None:
+        watch(lambda: None, told.put)
+        other.send(Kind.FAILED, b"host 1 failed")
+        assert told.get(timeout=SOON_S) == "host 1 failed"
+        assert exits.get(timeout=SOON_S) == 1
+
+    leader.run(serve)
 
 
 def test_a_follower_does_what_host_0_says_one_step_ahead(pair):
@@ -164,7 +174,7 @@ def test_a_follower_does_what_host_0_says_one_step_ahead(pair):
     role = Follower(1, ours)
     role.over(cast(Any, runner))
     kind, theirs = heard(other)
-    assert (kind, json.loads(theirs)) == (Kind.READY, {**described(cast(Any, runner))})
+    assert (kind, json.loads(theirs)) == (Kind.READY, described(cast(Any, runner)))
     for number in (1, 2):
         other.send(Kind.LAUNCH, encode(launch(number)))
     other.send(Kind.RESET)

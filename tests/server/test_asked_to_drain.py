@@ -25,7 +25,7 @@ SOON_S = 20.0
 
 
 class Told:
-    """What happens to a server, in turn; each is seen to have happened."""
+    """What happens to a server, in turn."""
 
     def __init__(self, url: str, drain: Callable[[], object]):
         self._url, self._drain, self._own = url, drain, iter((signal.SIGTERM, signal.SIGINT))
@@ -33,15 +33,11 @@ class Told:
     def other(self) -> None:
         """Another host was told to stop."""
         self._drain()
-        wait_until(self._drains)
+        wait_until(lambda: httpx.get(f"{self._url}/health").status_code == 503)
 
     def own(self) -> None:
-        """This process gets a signal, each time another kind."""
+        """This process gets a signal, of another kind each time, so that none is lost."""
         os.kill(os.getpid(), next(self._own))
-        wait_until(self._drains)
-
-    def _drains(self) -> bool:
-        return httpx.get(f"{self._url}/health").status_code == 503
 
 
 def last_words(served: ServedModel, turns: str) -> dict[str, Any]:
