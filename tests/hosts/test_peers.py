@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 import pytest
 
@@ -12,7 +13,7 @@ from glmjax.hosts import peers
 from glmjax.hosts.channel import Channel, Kind
 from glmjax.hosts.peers import Peers
 
-SOON_S = 20.0
+SOON_S = 20.0  # before a send to who reads nothing is given up
 LARGE = bytes(64 << 20)  # more than sockets hold for who reads nothing
 
 
@@ -32,9 +33,10 @@ def followed(pair, exits):
 
 
 def said(channel: Channel) -> tuple[Kind, str]:
-    """The next message that is no beat."""
+    """The next message that is no beat; it comes soon."""
+    deadline = time.monotonic() + SOON_S
     while True:
-        kind, payload = channel.receive(SOON_S)
+        kind, payload = channel.receive(max(deadline - time.monotonic(), 0.01))
         if kind is not Kind.BEAT:
             return kind, payload.decode()
 

@@ -15,7 +15,7 @@ import pytest
 
 from glmjax.hosts.channel import Channel, Kind
 from glmjax.hosts.joining import Place, dial, enter, gather
-from glmjax.hosts.roles import joined
+from glmjax.hosts.roles import Alone, joined
 from glmjax.hosts.stopping import StoppedError, acting_on_signals
 
 OPTIONS = {"--mesh": "2"}
@@ -116,6 +116,7 @@ def test_host_0_while_it_compiles(coordinator, signals, exits):
             Kind.STOPPED,
             "host 0 was told to stop before the service was ready",
         )
+        assert not isinstance(role, Alone)
         role.peers.close()
     other.result().close()
 
@@ -129,6 +130,7 @@ def test_a_follower_while_host_0_compiles(coordinator, signals, exits):
             Kind.STOPPED,
             "host 1 was told to stop before the service was ready",
         )
+        assert not isinstance(role, Alone)
         role.peers.close()
     other.result().close()
 
@@ -143,6 +145,7 @@ def test_a_follower_asks_host_0(coordinator, signals, exits):
         assert exits.empty()
         channel.send(Kind.STOPPED, b"all end")
         assert exits.get(timeout=SOON_S) == 0
+        assert not isinstance(role, Alone)
         role.peers.close()
     channel.close()
 
