@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from glmjax.aot.abstract import param_specs
@@ -37,6 +38,7 @@ class Deployment:
         """Whether the MTP block is held and run."""
         return self.scheduler.speculative_num_steps > 0
 
+    @cached_property
     def specs(self) -> dict[str, Any]:
         """The parameters of a step, as trees of `ParamSpec`."""
         model = self.model.replicated(self.mesh.tensor)

@@ -130,7 +130,7 @@ def fill(
     check(deployment)
     cache = deployment.cache
     tables = tables_bytes(deployment, roomy_limits(deployment))
-    weights = bytes_on_device(deployment.specs(), deployment.mesh)
+    weights = bytes_on_device(deployment.specs, deployment.mesh)
     memory = Memory(usable_bytes, weights, tables, temp_bytes, reserve_bytes=reserve_bytes)
     if cache.num_pages is None and cache.memory_bytes is None:
         limits, filled = _fill_rest(deployment, memory)
@@ -141,7 +141,7 @@ def fill(
             f"kernels cannot address an FP8 KV pool of {filled.pool_bytes / GIB:.2f} GiB a device; "
             "choose at most 4 GiB, or more than 8"
         )
-    _check(filled)
+    _check_left(filled)
     return limits, filled
 
 
@@ -154,7 +154,7 @@ def check(deployment: Deployment) -> None:
     """
     roomy_limits(deployment)
     model = deployment.model
-    check_blocks(deployment.specs(), deployment.mesh.tensor)
+    check_blocks(deployment.specs, deployment.mesh.tensor)
     sizes = {"page_size": deployment.cache.page_size, "head_dim": model.head_dim}
     odd = [f"{name} {size}" for name, size in sizes.items() if size & (size - 1)]
     if model.kernels.kernels and odd:
@@ -180,7 +180,7 @@ def out_of_reach(model: ModelConfig, kv_dtype: str, size_bytes: int) -> bool:
 
 def _fill_rest(deployment: Deployment, memory: Memory) -> tuple[Limits, Memory]:
     """With all that is left for the pool, or the most of it that kernels can address."""
-    _check(memory)
+    _check_left(memory)
     cache = replace(deployment.cache, memory_bytes=max(memory.left_bytes, 1))
     try:
         limits, filled = _filled(deployment, cache, memory)
@@ -213,7 +213,7 @@ def _limits(deployment: Deployment, cache: CacheConfig) -> Limits:
     return make_limits(deployment.model, deployment.mesh, cache, deployment.scheduler)
 
 
-def _check(memory: Memory) -> None:
+def _check_left(memory: Memory) -> None:
     if memory.left_bytes < 0:
         missing = f"{-memory.left_bytes / GIB:.2f} GiB are missing"
         raise DoesNotFitError(f"{missing}: {memory}", memory)
