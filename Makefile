@@ -32,7 +32,7 @@ parity: .venv/.parity  ## compare with transformers live; installs torch
 aot: .venv-aot/.installed  ## compile for GPUs that need not be there, and check what came out (minutes)
 	@$(DESCRIBED) .venv-aot/bin/python -m pytest -m aot -n 2 $(ARGS)
 
-slow: .venv/.installed  ## the tests that take minutes
+slow: .venv/.evaluate  ## the tests that take minutes; installs an evaluation harness
 	@$(PYTEST) -m slow $(ARGS)
 
 bench: .venv/.installed  ## measure an engine on this machine (five minutes)
@@ -58,6 +58,11 @@ lint: .venv/.installed  ## ruff and pyright
 .venv/.parity: .venv/.installed
 	@echo "Installing torch and transformers into .venv, to compare with (once) ..."
 	@$(PIP_INSTALL) torch transformers
+	@touch $@
+
+.venv/.evaluate: .venv/.installed
+	@echo "Installing an evaluation harness into .venv, to run against the server (once) ..."
+	@$(PIP_INSTALL) -e '.[evaluate]'
 	@touch $@
 
 # The CUDA plugin without its libraries compiles for a GPU that is described to it. It has a place of

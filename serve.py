@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import functools
 import gc
 import logging
@@ -31,12 +32,18 @@ from glmjax.hosts.connect import connect
 from glmjax.hosts.joining import place_of
 from glmjax.hosts.roles import joined
 from glmjax.planner import command as planning
+from glmjax.server.served import PARSERS
 from glmjax.server.serving import check_free, serve
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 ALGORITHMS = ("EAGLE", "NEXTN")
 DRAFTING = """A model with an MTP block drafts tokens ahead and verifies them all at once: the same
 answers, faster. The options are called as in SGLang."""
+
+READING = """Chat answers are taken apart into thought, text and tool calls. glm: as the chat
+template writes them; glm45 (GLM-4.5 and 4.6: a line for each part of a call) and glm47 (all on one
+line) say so against the template; none: they stay in the text, and requests with tools are
+refused."""
 
 HOSTS = """One model over the devices of several machines: run the same command on each, but for
 --host-index. Host 0 schedules and answers requests; the others compute with it. They meet at ports
@@ -48,6 +55,8 @@ all of them."""
 OWN = {"host", "port", "grpc-port", "host-index", "coordinator", "model", "served-model-name"} | {
     "compile-cache",
     "drain-timeout-s",
+    "reasoning-parser",
+    "tool-call-parser",
 }
 
 EPILOG = """examples:
@@ -78,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
         _model_options,
         _hosts_options,
         _network_options,
+        _reading_options,
         _capacity_options,
         _drafting_options,
         planning.add_options,
@@ -159,6 +169,13 @@ def _network_options(p: argparse.ArgumentParser) -> None:
         metavar="S",
         help="for requests that run when told to stop; default 30",
     )
+
+
+def _reading_options(p: argparse.ArgumentParser) -> None:
+    group = p.add_argument_group("how answers are read", READING)
+    parser = functools.partial(group.add_argument, choices=PARSERS, default="glm")
+    parser("--reasoning-parser", help="of thoughts, alike in all forms; default glm")
+    parser("--tool-call-parser", help="of tool calls; default glm")
 
 
 def _capacity_options(p: argparse.ArgumentParser) -> None:
@@ -327,6 +344,11 @@ def run(args: argparse.Namespace) -> None:
         sizes = SIZES[platform()]
         configs = cache_config(args, sizes), scheduler_config(args, sizes)
         engine, served = build(folder, mesh, args.dtype, *configs, *names, role.over)
+        served = dataclasses.replace(
+            served,
+            reasoning_parser=args.reasoning_parser,
+            tool_call_parser=args.tool_call_parser,
+        )
         gc.collect()
         gc.freeze()  # what is built by now stays: walking through it would stop a step for 0.1 s
         answer = functools.partial(serve, engine, served, *ports, args.drain_timeout_s)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from glmjax.errors import GlmjaxError
     from glmjax.llm import LLM, Completion, generate
     from glmjax.planner.plan import Plan, Workload, plan
+    from glmjax.text.parts import Message, ToolCall
     from glmjax.types import FinishReason, Request, RequestOutput, SamplingParams
 
 _HOMES = {
@@ -35,6 +36,8 @@ _HOMES = {
     "Plan": "glmjax.planner.plan",
     "Workload": "glmjax.planner.plan",
     "plan": "glmjax.planner.plan",
+    "Message": "glmjax.text.parts",
+    "ToolCall": "glmjax.text.parts",
     "FinishReason": "glmjax.types",
     "Request": "glmjax.types",
     "RequestOutput": "glmjax.types",
@@ -49,12 +52,14 @@ __all__ = [
     "FinishReason",
     "GlmjaxError",
     "MeshConfig",
+    "Message",
     "ModelConfig",
     "Plan",
     "Request",
     "RequestOutput",
     "SamplingParams",
     "SchedulerConfig",
+    "ToolCall",
     "Workload",
     "generate",
     "plan",

@@ -29,6 +29,10 @@ class ModelNotFoundError(InvalidRequestError):
     """A request for a model that is not served here. HTTP 404."""
 
 
+class ContextLengthError(InvalidRequestError):
+    """A prompt that is too long for the model's context, or leaves no room for what is asked."""
+
+
 class QueueFullError(GlmjaxError):
     """The waiting queue is at its limit; the same request may succeed later. HTTP 429."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,16 +17,18 @@ from glmjax.bundled import converted
 from glmjax.config import CacheConfig, MeshConfig, SchedulerConfig
 from glmjax.engine import Engine
 from glmjax.errors import (
-    CheckpointError,
     EngineStoppedError,
     InvalidRequestError,
     RequestFailedError,
 )
 from glmjax.scheduler.admission import new_token_bound
 from glmjax.server.served import ServedModel
+from glmjax.server.tool_fields import toolset
 from glmjax.text.detokenizer import Detokenizer
-from glmjax.text.grammar import Grammars, GrammarSpec
-from glmjax.text.output import take_output
+from glmjax.text.grammar import GrammarSpec
+from glmjax.text.output import AnswerDelta, take_output
+from glmjax.text.parts import Message
+from glmjax.text.reader import Reading, TextReader
 from glmjax.types import (
     Constraint,
     FinishReason,
@@ -37,8 +38,8 @@ from glmjax.types import (
     TokenLogprobs,
 )
 
-Message = Mapping[str, Any]
-Prompt = str | Sequence[int] | Sequence[Message]
+ChatMessage = Mapping[str, Any]
+Prompt = str | Sequence[int] | Sequence[ChatMessage]
 
 THINKING_END = "</think>"
 
@@ -52,6 +53,7 @@ class Completion:
         token_ids: all generated tokens.
         finish_reason: why it ended.
         prompt_tokens: length of the prompt.
+        message: of the answer to chat messages its thought, content and tool calls; else None.
         logprobs: one for each of `token_ids`, where they were asked for.
         prompt_logprobs: of the prompt tokens from `prompt_logprobs_start` on, None in place of the
             very first token.
@@ -64,6 +66,7 @@ class Completion:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     prompt_tokens: int
+    message: Message | None = field(default=None, compare=False)
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
     cached_tokens: int = field(default=0, compare=False)
@@ -133,6 +136,7 @@ class LLM:
         *,
         stop: str | Sequence[str] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         progress: bool = False,
         json_schema: dict[str, Any] | str | None = None,
         regex: str | None = None,
@@ -149,12 +153,15 @@ class LLM:
             prompts: a string, chat messages or token ids; or a list of such prompts.
             stop: strings that end the text, which does not hold them.
             chat_template_kwargs: what the chat template may read, such as enable_thinking.
+            tools: that the model may call in answer to chat messages, as in OpenAI's API;
+                `Completion.message` has the calls.
             progress: show a bar of finished prompts.
             json_schema: each answer is JSON that this schema, or JSON text of one, allows.
             regex: each answer matches this as a whole.
             grammar: each answer is one of this Lark grammar.
             choice: each answer is one of these strings.
-            after_thinking: that holds only for what follows `</think>`.
+            after_thinking: that holds for what follows the thought, with which an answer then
+                begins unless the prompt says that it has ended.
             sampling: fields of `SamplingParams`; what is missing comes from the model's
                 generation config. Without a seed, sampled output differs from call to call.
 
@@ -172,19 +179,22 @@ class LLM:
         stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
         if "" in stops:
             raise InvalidRequestError("stop holds an empty string, which would end at once", "stop")
+        toolbox = toolset(tools, None, None, self._served)
+        kwargs = {"tools": list(tools) if tools else None} | dict(chat_template_kwargs or {})
+        encoded = [tuple(self._encode(prompt, kwargs)) for prompt in batch]
         requests = [
-            Request(
-                str(i),
-                tuple(self._encode(prompt, chat_template_kwargs or {})),
-                params,
-                self._constraint(spec, after_thinking),
-            )
-            for i, prompt in enumerate(batch)
+            Request(str(i), ids, params, self._constraint(spec, ids, after_thinking))
+            for i, ids in enumerate(encoded)
         ]
         for request in requests:
             self._served.check_prompt(request.prompt_ids)
             new_token_bound(request, self._engine.limits)
-        results = self._run(requests, stops, progress)
+        readings = [Reading(toolbox.schemas) if is_chat(prompt) else None for prompt in batch]
+        answers = {
+            request.id: _Answer(self._served, request.prompt_ids, stops, reading)
+            for request, reading in zip(requests, readings, strict=True)
+        }
+        results = self._run(requests, answers, progress)
         return results[0] if one else results
 
     def update_params(self, params: Any, version: str | None = None) -> None:
@@ -212,25 +222,16 @@ class LLM:
             raise EngineStoppedError("this LLM was closed; make a new one")
         return self._open_engine
 
-    @functools.cached_property
-    def _grammars(self) -> Grammars:
-        served = self._served
-        return Grammars(served.tokenizer, served.config.vocab_size, served.eos_token_ids)
-
-    def _constraint(self, spec: GrammarSpec | None, after_thinking: bool) -> Constraint | None:
-        if spec is None:
-            return None
-        return self._grammars.constraint(spec, self._thinking_end() if after_thinking else None)
-
-    def _thinking_end(self) -> int:
-        try:
-            return self._served.tokenizer.token_id(THINKING_END)
-        except CheckpointError:
+    def _constraint(
+        self, spec: GrammarSpec | None, prompt_ids: Sequence[int], after_thinking: bool
+    ) -> Constraint | None:
+        if spec and after_thinking and self._served.tokenizer.find(THINKING_END) is None:
             raise InvalidRequestError(
                 f"{self._served.name} has no token {THINKING_END}: it does not think; leave "
                 "after_thinking out",
                 "after_thinking",
-            ) from None
+            )
+        return self._served.constraint(spec, prompt_ids, after_thinking)
 
     def _params(self, sampling: Mapping[str, Any]) -> SamplingParams:
         unknown = sampling.keys() - SamplingParams.__dataclass_fields__.keys()
@@ -249,9 +250,8 @@ class LLM:
         return prompt  # pyright: ignore
 
     def _run(
-        self, requests: list[Request], stops: tuple[str, ...], progress: bool
+        self, requests: list[Request], answers: Mapping[str, _Answer], progress: bool
     ) -> list[Completion]:
-        live = {r.id: _Answer(Detokenizer(self._served.tokenizer, stops)) for r in requests}
         waiting = requests[::-1]
         done: dict[str, Completion] = {}
         with tqdm(total=len(requests), unit="prompt", disable=not progress) as bar:
@@ -262,7 +262,7 @@ class LLM:
                     for output in self._engine.step():
                         if output.request_id in done:
                             continue  # ended by a stop string, seen here before the engine
-                        completion = live[output.request_id].take(output)
+                        completion = answers[output.request_id].take(output)
                         if completion:
                             done[output.request_id] = completion
                             self._engine.abort(output.request_id)
@@ -282,8 +282,16 @@ class LLM:
 class _Answer:
     """Joins the outputs of one request until it ends, by itself or by a stop string."""
 
-    def __init__(self, detokenizer: Detokenizer):
-        self._detokenizer = detokenizer
+    def __init__(
+        self,
+        served: ServedModel,
+        prompt_ids: Sequence[int],
+        stops: tuple[str, ...],
+        reading: Reading | None,
+    ):
+        self._served, self._prompt_ids, self._stops = served, prompt_ids, stops
+        self._reading = reading
+        self._reader = TextReader(Detokenizer(served.tokenizer, stops))
         self._text: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
@@ -293,21 +301,31 @@ class _Answer:
         """Take an output; the completion once it is whole. Raises RequestFailedError."""
         if output.error is not None:
             raise RequestFailedError(f"prompt {output.request_id}: {output.error}")
-        delta = take_output(self._detokenizer, output)
+        delta = take_output(self._reader, output)
         self._text.append(delta.text)
         self._token_ids += delta.token_ids
         self._logprobs += delta.logprobs
         self._prompt_logprobs += output.prompt_logprobs
         if delta.finish_reason is None:
             return None
-        return self._whole(delta.finish_reason, output)
+        return self._whole(delta, delta.finish_reason, output)
 
-    def _whole(self, finish_reason: FinishReason, last: RequestOutput) -> Completion:
+    def _message(self, delta: AnswerDelta) -> Message | None:
+        if self._reading is None:
+            return None
+        ids = self._token_ids[:-1] if isinstance(delta.matched, int) else self._token_ids
+        truncated = delta.finish_reason is not FinishReason.STOP
+        return self._served.message(self._prompt_ids, ids, self._reading, self._stops, truncated)
+
+    def _whole(
+        self, delta: AnswerDelta, finish_reason: FinishReason, last: RequestOutput
+    ) -> Completion:
         return Completion(
             text="".join(self._text),
             token_ids=tuple(self._token_ids),
             finish_reason=finish_reason,
             prompt_tokens=last.prompt_tokens,
+            message=self._message(delta),
             logprobs=tuple(self._logprobs),
             prompt_logprobs=self._prompt_logprobs,
             cached_tokens=last.cached_tokens,

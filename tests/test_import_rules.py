@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "build": BASE | {"checkpoint", "devices", "engine", "planner", "runner", "scheduler", "server"},
     "bundled": BASE | {"checkpoint", "convert", "devices"},
     "llm": BASE | {"build", "bundled", "engine", "scheduler", "server", "text"},
-    "glmjax": BASE | {"engine", "llm", "planner"},
+    "glmjax": BASE | {"engine", "llm", "planner", "text"},
     "train": BASE
     | {"bench", "checkpoint", "devices", "model", "pallas_kernels", "runner", "sharding", "text"}
     | {"bundled", "convert", "llm", "tables"},

@@ -8,7 +8,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from glmjax.errors import InvalidRequestError, QueueFullError
+from glmjax.errors import ContextLengthError, InvalidRequestError, QueueFullError
 from glmjax.plans import Limits
 from glmjax.scheduler.sequence import Sequence
 from glmjax.types import Request
@@ -91,20 +91,21 @@ def new_token_bound(request: Request, limits: Limits) -> int:
     """How many tokens `request` may generate.
 
     Raises:
-        InvalidRequestError: an empty prompt, or prompt and output exceed what can be held.
+        InvalidRequestError: an empty prompt.
+        ContextLengthError: prompt and output exceed what can be held.
     """
     prompt, asked = len(request.prompt_ids), request.sampling.max_new_tokens
     capacity = capacity_tokens(limits)
     if prompt == 0:
         raise InvalidRequestError("the prompt is empty, but must have a token", "prompt")
     if prompt >= capacity:
-        raise InvalidRequestError(
+        raise ContextLengthError(
             f"the prompt has {prompt} tokens, but at most {capacity - 1} leave room for an "
             f"answer in a context of {capacity}",
             "prompt",
         )
     if asked is not None and prompt + asked > capacity:
-        raise InvalidRequestError(
+        raise ContextLengthError(
             f"{prompt} prompt tokens and max_new_tokens {asked} make {prompt + asked}, but the "
             f"context holds {capacity}; ask for at most {capacity - prompt}",
             "max_tokens",

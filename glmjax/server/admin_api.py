@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from glmjax.engine import Engine
 from glmjax.errors import InvalidRequestError
 from glmjax.server.http_context import FrontendOf
+from glmjax.server.json_body import JsonRoute
 from glmjax.server.json_response import JSONResponse
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 class PauseRequest(BaseModel):
@@ -21,6 +22,8 @@ class PauseRequest(BaseModel):
         mode: SGLang's; only "in_place" is served: requests stay, and go on where they were.
     """
 
+    model_config = ConfigDict(extra="forbid")
+
     mode: str = "in_place"
 
 
@@ -28,8 +31,8 @@ def _done(message: str) -> Response:
     return JSONResponse({"success": True, "message": message})
 
 
-@router.post("/flush_cache")
 @router.get("/flush_cache", include_in_schema=False)
+@router.post("/flush_cache")
 async def flush_cache(frontend: FrontendOf) -> Response:
     """Forget all cached prefixes. Requests that run keep their own KV."""
     await frontend.engine.call(Engine.flush_cache)

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 
 from glmjax.errors import InvalidRequestError
 from glmjax.text.grammar import GrammarSpec
+from glmjax.text.output import text_of
+from glmjax.text.parts import Part
+from glmjax.text.reader import Reading
 from glmjax.types import FinishReason, SamplingParams, TokenLogprobs
 
 MAX_CHOICES = 128
@@ -27,6 +30,8 @@ class ChoiceSpec:
         grammar: what the output must be; None: anything.
         thinks: the model thinks before it answers, unless the prompt says that it has; then the
             grammar is that of the answer.
+        max_thinking_tokens: the thought is ended when it has this many; None: never.
+        reading: how the output is taken apart; None: it is text.
         priority: higher goes first.
         deadline_s: on the clock of time.monotonic; it fails then. None: never.
     """
@@ -38,10 +43,22 @@ class ChoiceSpec:
     hidden: bool = False
     grammar: GrammarSpec | None = None
     thinks: bool = False
+    max_thinking_tokens: int | None = None
+    reading: Reading | None = None
     priority: int = 0
     deadline_s: float | None = None
 
+    @property
+    def constrained(self) -> bool:
+        """Whether not every token may come everywhere."""
+        return self.grammar is not None or self.max_thinking_tokens is not None
+
     def __post_init__(self) -> None:
+        if self.max_thinking_tokens is not None and self.max_thinking_tokens < 0:
+            raise InvalidRequestError(
+                f"max_thinking_tokens is {self.max_thinking_tokens}, but must be 0 or more",
+                "max_thinking_tokens",
+            )
         if "" in self.stops:
             raise InvalidRequestError("stop holds an empty string, which would end at once", "stop")
         size = sum(map(len, self.stops))
@@ -57,11 +74,11 @@ class ChoiceDelta:
 
     Attributes:
         index: which choice.
-        text: new text; "" while it may yet become a stop string.
+        parts: new parts; none while it may yet become a stop string or a tag.
         token_ids: new tokens, those included that only ended the choice.
         finish_reason: None while it goes on.
         matched: the stop string or token id that ended it, when one did.
-        prompt_tokens, completion_tokens, cached_tokens: counts so far.
+        prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens: counts so far.
         logprobs: one for each of `token_ids`, where they were asked for.
         prompt_logprobs: of the prompt tokens that were asked for, all in one delta.
         drafted_tokens, accepted_tokens: drafts verified so far, and accepted.
@@ -70,19 +87,25 @@ class ChoiceDelta:
     """
 
     index: int = 0
-    text: str = ""
+    parts: tuple[Part, ...] = ()
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     matched: str | int | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     accept_lengths: tuple[int, ...] = ()
     weight_version: str = ""
+
+    @property
+    def text(self) -> str:
+        """The text among the new parts."""
+        return text_of(self.parts)
 
 
 def choices(spec: ChoiceSpec, n: int, seed: int | None) -> list[ChoiceSpec]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from glmjax.server.choice import ChoiceDelta
 from glmjax.server.frontend import Generation
+from glmjax.text.output import text_of
+from glmjax.text.parts import Message, Part, joined, message
 from glmjax.types import TokenLogprobs
 
 NOTHING = ChoiceDelta()
@@ -26,7 +28,7 @@ class Collected:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
     last: ChoiceDelta = NOTHING
-    _pieces: list[str] = field(default_factory=list)
+    _parts: list[Part] = field(default_factory=list)
 
     def add(self, delta: ChoiceDelta) -> None:
         """Take in the next delta."""
@@ -34,18 +36,23 @@ class Collected:
         self.logprobs += delta.logprobs
         self.prompt_logprobs += delta.prompt_logprobs
         self.last = delta
-        self._pieces.append(delta.text)
+        self._parts += delta.parts
 
     @property
     def text(self) -> str:
         """All its text."""
-        self._pieces = ["".join(self._pieces)]
-        return self._pieces[0]
+        self._parts = joined(self._parts)
+        return text_of(self._parts)
+
+    @property
+    def message(self) -> Message:
+        """Everything it says."""
+        return message(self._parts)
 
 
 async def collect(generation: Generation) -> list[Collected]:
     """Every choice, by index, when all have ended."""
-    collected = [Collected() for _ in range(generation.size)]
+    collected = [Collected() for _ in generation.specs]
     async for delta in generation:
         collected[delta.index].add(delta)
     return collected

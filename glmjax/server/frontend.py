@@ -14,8 +14,8 @@ from glmjax.server.choice import ChoiceDelta, ChoiceSpec
 from glmjax.server.engine_thread import EngineThread, OutputStream
 from glmjax.server.served import ServedModel
 from glmjax.text.detokenizer import Detokenizer
-from glmjax.text.output import TextDelta, take_output
-from glmjax.text.tokenizer import Tokenizer
+from glmjax.text.output import AnswerDelta, take_output
+from glmjax.text.reader import AnswerReader, Reader, TextReader
 from glmjax.types import FinishReason, Request, RequestOutput
 
 DEADLINE = "deadline"  # how the engine's words for a request that ran out of time begin
@@ -32,20 +32,20 @@ class Generation:
 
     def __init__(self, frontend: Frontend, request_id: str, specs: Sequence[ChoiceSpec]):
         self.id = request_id
-        self.size = len(specs)
+        self.specs = tuple(specs)
         self.aborted = False
         self._frontend = frontend
         self._begun = time.monotonic()
         self._stream: OutputStream | None = None
         self._last: dict[int, ChoiceDelta] = {}
         self.choices = {
-            f"{request_id}-{frontend.unique()}": _Choice(i, spec, frontend.served.tokenizer)
+            f"{request_id}-{frontend.unique()}": _Choice(i, spec, frontend.served)
             for i, spec in enumerate(specs)
         }
 
     async def submit(self) -> None:
         """Hand the choices to the engine. Raises as `EngineThread.submit` does."""
-        if any(choice.spec.grammar is not None for choice in self.choices.values()):
+        if any(choice.spec.constrained for choice in self.choices.values()):
             requests = await asyncio.to_thread(self._requests)  # milliseconds for each grammar
         else:
             requests = self._requests()
@@ -90,7 +90,8 @@ class Generation:
         if self._stream is not None:
             self._stream.close()
         self._frontend.forget(self)
-        ends = [self._last[i].finish_reason if i in self._last else None for i in range(self.size)]
+        last = [self._last.get(i) for i in range(len(self.specs))]
+        ends = [delta and delta.finish_reason for delta in last]
         log.info(
             "%s: %d prompt + %d completion tokens, %s, %.2f s",
             self.id,
@@ -108,7 +109,9 @@ class Generation:
                 id=request_id,
                 prompt_ids=spec.prompt_ids,
                 sampling=spec.sampling,
-                constraint=constraint(spec.grammar, spec.prompt_ids, spec.thinks),
+                constraint=constraint(
+                    spec.grammar, spec.prompt_ids, spec.thinks, spec.max_thinking_tokens
+                ),
                 priority=spec.priority,
                 deadline_s=spec.deadline_s,
             )
@@ -170,16 +173,16 @@ class Frontend:
 
 
 class _Choice:
-    """Text of one choice, and where its stop strings end it."""
+    """What one choice says, and where its stop strings end it."""
 
-    def __init__(self, index: int, spec: ChoiceSpec, tokenizer: Tokenizer):
+    def __init__(self, index: int, spec: ChoiceSpec, served: ServedModel):
         self.index = index
         self.spec = spec
-        self._text = Detokenizer(tokenizer, spec.stops, spec.skip_special_tokens)
+        self._reader = _reader(spec, served)
 
     def take(self, output: RequestOutput) -> ChoiceDelta:
         """What an output adds. Raises RequestFailedError where it tells of a failure."""
-        delta = take_output(self._text, output)
+        delta = take_output(self._reader, output)
         if output.error is not None and delta.finish_reason is FinishReason.ABORT:
             late = output.error.startswith(DEADLINE)
             raise (DeadlineError if late else RequestFailedError)(output.error)
@@ -189,13 +192,14 @@ class _Choice:
             delta, completion_tokens = _hide(delta), 0
         return ChoiceDelta(
             index=self.index,
-            text=delta.text,
+            parts=delta.parts,
             token_ids=delta.token_ids,
             finish_reason=delta.finish_reason,
             matched=delta.matched,
             prompt_tokens=output.prompt_tokens,
             completion_tokens=completion_tokens,
             cached_tokens=output.cached_tokens,
+            reasoning_tokens=self._reader.reasoning_tokens,
             logprobs=delta.logprobs,
             prompt_logprobs=output.prompt_logprobs,
             drafted_tokens=output.drafted_tokens,
@@ -205,7 +209,16 @@ class _Choice:
         )
 
 
-def _hide(delta: TextDelta) -> TextDelta:
+def _reader(spec: ChoiceSpec, served: ServedModel) -> Reader:
+    if spec.reading is None:
+        return TextReader(Detokenizer(served.tokenizer, spec.stops, spec.skip_special_tokens))
+    opening = served.opening(spec.prompt_ids)
+    return AnswerReader(
+        served.tokenizer, spec.reading, opening, spec.stops, spec.skip_special_tokens
+    )
+
+
+def _hide(delta: AnswerDelta) -> AnswerDelta:
     """As if no token had been wanted: whatever token ended it, it is at its length."""
     end = delta.finish_reason
-    return TextDelta("", (), FinishReason.LENGTH if end is FinishReason.STOP else end, None)
+    return AnswerDelta((), (), FinishReason.LENGTH if end is FinishReason.STOP else end, None)

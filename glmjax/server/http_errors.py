@@ -1,8 +1,14 @@
-"""Errors in the shape of OpenAI's API: {"error": {message, type, param, code}}."""
+"""Errors as HTTP answers, in the shape of the API that was asked.
+
+OpenAI's is {"error": {message, type, param, code}}, and that of every path but Anthropic's:
+{"type": "error", "error": {type, message}, "request_id"}.
+"""
 
 from __future__ import annotations
 
 import logging
+import secrets
+from collections.abc import Mapping
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -13,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from glmjax.errors import (
+    ContextLengthError,
     EngineStoppedError,
     GlmjaxError,
     InvalidRequestError,
@@ -38,12 +45,27 @@ class Kind(NamedTuple):
 # The first class that fits counts.
 KINDS: dict[type[Exception], Kind] = {
     ModelNotFoundError: Kind(404, "invalid_request_error", "model_not_found"),
+    ContextLengthError: Kind(400, "invalid_request_error", "context_length_exceeded"),
     InvalidRequestError: Kind(400, "invalid_request_error"),
     QueueFullError: Kind(429, "rate_limit_error", "queue_full", retry_after_s=1),
     EngineStoppedError: Kind(503, "server_error", "unavailable", retry_after_s=5),
     DeadlineError: Kind(504, "server_error", "deadline_exceeded"),
     RequestFailedError: Kind(500, "server_error", "engine_error"),
     GlmjaxError: Kind(500, "server_error"),
+}
+
+ANTHROPIC = "/v1/messages"
+# Anthropic's types by status; of others, those of the nearest hundred.
+ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+    504: "timeout_error",
 }
 
 
@@ -58,6 +80,12 @@ def error_body(error: GlmjaxError) -> dict[str, Any]:
     return _body(str(error), kind.type, getattr(error, "param", None), kind.code)
 
 
+def anthropic_error(error: GlmjaxError) -> dict[str, Any]:
+    """The same for clients of Anthropic's API."""
+    details = getattr(error, "details", None)
+    return _anthropic_body(str(error), kind_of(error).status, details)
+
+
 def _body(
     message: str, type_: str, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
@@ -65,9 +93,38 @@ def _body(
     return {"error": words | {"code": code}}
 
 
+def _anthropic_body(
+    message: str, status: int, details: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    type_ = ANTHROPIC_TYPES.get(status) or ANTHROPIC_TYPES[status // 100 * 100]
+    words = {"type": type_, "message": _valid(message)}
+    more = {"details": dict(details)} if details else {}
+    return {"type": "error", "error": words | more, "request_id": f"req_{secrets.token_hex(12)}"}
+
+
 def _valid(text: str) -> str:
     """`text` without halves of surrogate pairs, which JSON can bring but no answer can hold."""
     return text.encode("utf-8", "replace").decode()
+
+
+def _is_anthropic(request: Request) -> bool:
+    return f"{request.url.path}/".startswith(f"{ANTHROPIC}/")
+
+
+def _answer(
+    request: Request,
+    kind: Kind,
+    message: str,
+    param: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> Response:
+    """An error in the shape of the API that was asked."""
+    if not _is_anthropic(request):
+        return JSONResponse(_body(message, kind.type, param, kind.code), kind.status, headers)
+    body = _anthropic_body(message, kind.status, details)
+    named = {**(headers or {}), "request-id": body["request_id"]}
+    return JSONResponse(body, kind.status, named)
 
 
 async def _glmjax_error(request: Request, error: Exception) -> Response:
@@ -76,26 +133,48 @@ async def _glmjax_error(request: Request, error: Exception) -> Response:
     log.info("%s %s: %d, %s", request.method, request.url.path, kind.status, error)
     seconds = kind.retry_after_s
     headers = None if seconds is None else {"retry-after": str(seconds)}
-    return JSONResponse(error_body(error), kind.status, headers)
+    param, details = getattr(error, "param", None), getattr(error, "details", None)
+    return _answer(request, kind, str(error), param, headers, details)
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    param, message = _fault(error)
+    param, message = (_place if _is_anthropic(request) else _fault)(_faults(error))
     log.info("%s %s: 400, %s", request.method, request.url.path, message)
-    return JSONResponse(_body(message, "invalid_request_error", param), 400)
+    return _answer(request, KINDS[InvalidRequestError], message, param)
 
 
-def _fault(error: RequestValidationError) -> tuple[str | None, str]:
+def _place(faults: list[Fault]) -> tuple[str, str]:
+    """As `_fault`, but of the first place that is at fault, written as messages[2].content."""
+    first = faults[0].path
+    near = [fault for fault in faults if fault.path[: len(first)] == first]
+    path = max((fault.path for fault in near), key=len)
+    words = " or ".join(dict.fromkeys(fault.words for fault in near if fault.path == path))
+    place = "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path).lstrip(".")
+    return place, f"{place}: {words}" if place else words
+
+
+def _fault(faults: list[Fault]) -> tuple[str | None, str]:
     """The field at fault and what is wrong with it; where types compete, all that may be."""
-    faults = [(_path(fault, error.body), fault["msg"]) for fault in error.errors()]
-    field = faults[0][0][:1]
+    field = faults[0].path[:1]
     depth = max(len(path) for path, _ in faults if path[:1] == field)
-    own = [(path, msg) for path, msg in faults if path[:1] == field and len(path) == depth]
-    words = " or ".join(dict.fromkeys(msg.removeprefix("Input ") for _, msg in own))
-    levels = zip(*(path for path, _ in own), strict=True)
+    own = [fault for fault in faults if fault.path[:1] == field and len(fault.path) == depth]
+    words = " or ".join(dict.fromkeys(fault.words for fault in own))
+    levels = zip(*(fault.path for fault in own), strict=True)
     param = ".".join(level[0] for level in takewhile(lambda level: len({*level}) == 1, levels))
     return param or None, f"{param}: {words}" if param else words
+
+
+class Fault(NamedTuple):
+    """What pydantic found: where, and what is wrong there."""
+
+    path: list[str]
+    words: str
+
+
+def _faults(error: RequestValidationError) -> list[Fault]:
+    found = error.errors()
+    return [Fault(_path(it, error.body), it["msg"].removeprefix("Input ")) for it in found]
 
 
 def _path(fault: dict[str, Any], body: Any) -> list[str]:
@@ -113,9 +192,9 @@ def _path(fault: dict[str, Any], body: Any) -> list[str]:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    kind = Kind(error.status_code, "invalid_request_error", getattr(error, "code", None))
     message = f"{request.method} {request.url.path}: {error.detail}"
-    body = _body(message, "invalid_request_error")
-    return JSONResponse(body, error.status_code, dict(error.headers or {}))
+    return _answer(request, kind, message, headers=error.headers)
 
 
 async def _client_left(request: Request, error: Exception) -> Response:
@@ -124,11 +203,11 @@ async def _client_left(request: Request, error: Exception) -> Response:
 
 async def _bug(request: Request, error: Exception) -> Response:
     message = f"internal error ({type(error).__name__}); the server's log has the traceback"
-    return JSONResponse(_body(message, "server_error"), 500)
+    return _answer(request, KINDS[GlmjaxError], message)
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Make every error of `app` take OpenAI's shape."""
+    """Make every error of `app` take the shape of the API that was asked."""
     handlers = {
         GlmjaxError: _glmjax_error,
         RequestValidationError: _validation_error,

@@ -6,27 +6,62 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from glmjax.errors import ConfigError
-from glmjax.server import admin_api, metrics, native_api, openai_api
+from glmjax.server import (
+    admin_api,
+    anthropic_api,
+    metrics,
+    native_api,
+    openai_api,
+    reading_api,
+    responses_api,
+    unserved_paths,
+)
+from glmjax.server.description import describe
 from glmjax.server.frontend import Frontend
 from glmjax.server.http_errors import add_error_handlers
 from glmjax.server.info import VERSION
 from glmjax.server.request_times import RequestTimes
 
 BACKLOG = 2048
+APIS = (
+    openai_api,
+    responses_api,
+    anthropic_api,
+    native_api,
+    reading_api,
+    admin_api,
+    metrics,
+)
+
+
+class App(FastAPI):
+    """An application with a description of its own."""
+
+    def openapi(self) -> dict[str, Any]:
+        """What /openapi.json says; made once, when it is asked for."""
+        self.openapi_schema = self.openapi_schema or describe(self, self.state.frontend.served.name)
+        return self.openapi_schema
 
 
 def create_app(frontend: Frontend, times: RequestTimes) -> FastAPI:
     """The application over a front end, whose requests `times` observes."""
-    app = FastAPI(title="glmjax", version=VERSION, docs_url=None, redoc_url=None)
+    app = App(
+        version=VERSION,
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
+    )
     app.state.frontend = frontend
     app.state.metrics = metrics.EngineCollector(frontend.served.name, frontend.engine, times)
-    for api in (openai_api, native_api, admin_api, metrics):
+    for api in APIS:
         app.include_router(api.router)
+    app.router.default = unserved_paths.refuse
     add_error_handlers(app)
     return app
 

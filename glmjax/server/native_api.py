@@ -20,6 +20,7 @@ from glmjax.server.frontend import Generation
 from glmjax.server.http_context import FrontendOf
 from glmjax.server.http_streams import DONE, EventStream, event, until_disconnect
 from glmjax.server.info import VERSION, server_info
+from glmjax.server.json_body import JsonRoute
 from glmjax.server.json_response import JSONResponse
 from glmjax.server.logprob_words import native_words
 from glmjax.server.native_types import (
@@ -34,11 +35,11 @@ from glmjax.server.served import ServedModel
 from glmjax.text.tokenizer import Tokenizer
 from glmjax.types import FinishReason
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
-@router.post("/generate")
 @router.put("/generate", include_in_schema=False)
+@router.post("/generate")
 async def generate(body: GenerateRequest, request: Request, frontend: FrontendOf) -> Response:
     """Continue text or token ids, one or many; a stream repeats all of the text in each event."""
     unserved.check_extra(body, unserved.GENERATE)
@@ -143,23 +144,18 @@ async def abort_request(body: AbortRequest, frontend: FrontendOf) -> Response:
 
 
 @router.post("/tokenize")
+@router.post("/v1/tokenize", include_in_schema=False)
 async def tokenize(body: TokenizeRequest, frontend: FrontendOf) -> Response:
-    """Token ids of a text, or of each of several. No special token is added."""
+    """Token ids of a text, of each of several, or of a conversation. None is added to a text."""
     served = frontend.served
-    texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-    ids = await asyncio.to_thread(served.tokenizer.encode_batch, texts)
-    counts = [len(each) for each in ids]
-    one = isinstance(body.prompt, str)
-    return JSONResponse(
-        {
-            "tokens": ids[0] if one else ids,
-            "count": counts[0] if one else counts,
-            "max_model_len": served.max_seq_len,
-        }
-    )
+    ids = await asyncio.to_thread(body.ids, served)
+    many = isinstance(body.prompt, list)
+    count = [len(each) for each in cast("list[list[int]]", ids)] if many else len(ids)
+    return JSONResponse({"tokens": ids, "count": count, "max_model_len": served.max_seq_len})
 
 
 @router.post("/detokenize")
+@router.post("/v1/detokenize", include_in_schema=False)
 async def detokenize(body: DetokenizeRequest, frontend: FrontendOf) -> Response:
     """Text of token ids, or of each of several lists."""
     served = frontend.served

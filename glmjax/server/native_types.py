@@ -10,6 +10,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from glmjax.errors import InvalidRequestError
 from glmjax.server import unserved
 from glmjax.server.choice import ChoiceSpec
+from glmjax.server.openai_types import ChatRequest, Thinking
 from glmjax.server.sampling_fields import SamplingFields, deadline
 from glmjax.server.served import ServedModel
 
@@ -126,12 +127,48 @@ def check_start(start: int, prompt: Sequence[int]) -> int:
 
 
 class TokenizeRequest(BaseModel):
-    """POST /tokenize."""
+    """POST /tokenize: a text, several, or a conversation as /v1/chat/completions takes it.
+
+    Attributes:
+        add_special_tokens: changes nothing: the tokenizer adds none, chat templates write theirs.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = None
-    prompt: str | list[str]
+    prompt: str | list[str] | None = None
+    add_special_tokens: bool | None = None
+    messages: list[dict[str, Any]] | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    enable_thinking: bool | None = None
+    thinking: Thinking | None = None
+    reasoning_effort: str | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+    def ids(self, served: ServedModel) -> list[int] | list[list[int]]:
+        """Token ids; a list for each text where `prompt` is a list.
+
+        Raises:
+            InvalidRequestError: not one of prompt and messages is given, or what goes with messages
+                is given with a prompt; and as `ChatRequest.prompt` does.
+        """
+        if (self.prompt is None) == (self.messages is None):
+            raise InvalidRequestError("either prompt or messages is required, not both", "prompt")
+        if self.messages is not None:
+            return ChatRequest(**self._chat()).prompt(served)
+        if extra := self._chat().keys() - {"model", "messages"}:
+            raise InvalidRequestError(f"{min(extra)} goes with messages; leave it out", min(extra))
+        texts = [self.prompt] if isinstance(self.prompt, str) else self.prompt or []
+        ids = served.tokenizer.encode_batch(texts)
+        return ids[0] if isinstance(self.prompt, str) else ids
+
+    def _chat(self) -> dict[str, Any]:
+        """The fields given that a conversation has."""
+        names = self.model_fields_set & ChatRequest.model_fields.keys()
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 class DetokenizeRequest(BaseModel):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,27 +15,32 @@ from starlette.responses import Response
 
 from glmjax.errors import InvalidRequestError, ModelNotFoundError
 from glmjax.server import unserved
+from glmjax.server.chat import generate_chat
 from glmjax.server.collect import Collected, collect
 from glmjax.server.frontend import Frontend, Generation
 from glmjax.server.http_context import FrontendOf
 from glmjax.server.http_streams import DONE, EventStream, event, until_disconnect
+from glmjax.server.json_body import JsonRoute
 from glmjax.server.json_response import JSONResponse
-from glmjax.server.openai_types import ChatRequest, CompletionRequest, SamplingRequest
+from glmjax.server.openai_types import (
+    ChatRequest,
+    CompletionRequest,
+    SamplingRequest,
+    StreamOptions,
+)
 from glmjax.server.openai_words import CHAT, COMPLETION, Shape, Writer, opening, usage
 from glmjax.server.sampling_fields import spelled
 from glmjax.server.served import ServedModel
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", route_class=JsonRoute)
 
 
 @router.post("/chat/completions")
 async def chat_completions(body: ChatRequest, request: Request, frontend: FrontendOf) -> Response:
     """Continue a conversation."""
-    served = frontend.served
-    body.check_model(served)
-    unserved.check_extra(body, unserved.CHAT)
-    prompt = await asyncio.to_thread(_chat_prompt, body, served)
-    return await _answer(CHAT, body, [prompt], request, frontend)
+    with _about_messages():
+        generation = await generate_chat(body, _id(CHAT), frontend)
+    return await _answer(CHAT, body, generation, request, frontend.served)
 
 
 @router.post("/completions")
@@ -44,7 +50,10 @@ async def completions(body: CompletionRequest, request: Request, frontend: Front
     body.check_model(served)
     unserved.check_extra(body, unserved.COMPLETION)
     prompts = await asyncio.to_thread(_prompts, body.prompt, served)
-    return await _answer(COMPLETION, body, prompts, request, frontend)
+    with spelled(body.spelling):
+        specs = body.choices(prompts, served)
+        generation = await frontend.generate(_id(COMPLETION), specs)
+    return await _answer(COMPLETION, body, generation, request, served)
 
 
 @router.get("/models")
@@ -72,19 +81,6 @@ def _model(frontend: Frontend) -> dict[str, Any]:
     }
 
 
-def _chat_prompt(body: ChatRequest, served: ServedModel) -> list[int]:
-    if not body.messages:
-        raise InvalidRequestError("messages is empty; send at least one message", "messages")
-    variables = body.template_variables()
-    taken = {"messages", "tools"} & variables.keys()
-    if taken:
-        raise InvalidRequestError(
-            f"chat_template_kwargs holds {', '.join(sorted(taken))}, which is not for it",
-            "chat_template_kwargs",
-        )
-    return served.chat_prompt(body.messages, **variables)
-
-
 def _prompts(
     prompt: str | list[int] | list[str] | list[list[int]], served: ServedModel
 ) -> list[list[int]]:
@@ -109,14 +105,14 @@ class Answer:
         head: fields of every object that is sent.
         writers: one for each choice.
         n: choices of each prompt.
-        include_usage: a stream ends with its usage.
+        stream: what a stream tells besides.
     """
 
     shape: Shape
     head: dict[str, Any]
     writers: list[Writer]
     n: int
-    include_usage: bool
+    stream: StreamOptions
 
     def whole(self, choices: list[Collected]) -> dict[str, Any]:
         """Everything at once."""
@@ -129,37 +125,50 @@ class Answer:
         choices = [Collected() for _ in self.writers]
         for index in range(len(choices)):
             if (first := opening(self.shape, index)) is not None:
-                yield self._chunk(first)
+                yield self._chunk([first], choices)
         async for delta in generation:
             choices[delta.index].add(delta)
             for words in self.writers[delta.index].pieces(delta):
-                yield self._chunk(words)
-        if self.include_usage:
-            yield event(self._head() | {"choices": [], "usage": usage(choices, self.n)})
+                yield self._chunk([words], choices)
+        if self.stream.include_usage:
+            yield self._chunk([], choices)
         yield DONE
 
-    def _head(self) -> dict[str, Any]:
-        return self.head | {"object": self.shape.chunk_object}
+    def _chunk(self, words: list[dict[str, Any]], choices: list[Collected]) -> bytes:
+        """A chunk, with the usage where it is wanted: in the last, which has no words, or all."""
+        chunk = self.head | {"object": self.shape.chunk_object, "choices": words}
+        if self.stream.include_usage:
+            told = not words or self.stream.continuous_usage_stats
+            chunk["usage"] = usage(choices, self.n) if told else None
+        return event(chunk)
 
-    def _chunk(self, choice: dict[str, Any]) -> bytes:
-        end = {"usage": None} if self.include_usage else {}
-        return event(self._head() | {"choices": [choice]} | end)
+
+@contextlib.contextmanager
+def _about_messages() -> Iterator[None]:
+    """Name the field that the prompt is made of where the prompt is at fault."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        if error.param != "prompt":
+            raise
+        raise type(error)(str(error), "messages") from None
+
+
+def _id(shape: Shape) -> str:
+    return f"{shape.prefix}-{secrets.token_hex(12)}"
 
 
 async def _answer(
     shape: Shape,
     body: SamplingRequest,
-    prompts: list[list[int]],
+    generation: Generation,
     request: Request,
-    frontend: Frontend,
+    served: ServedModel,
 ) -> Response:
-    served, request_id = frontend.served, f"{shape.prefix}-{secrets.token_hex(12)}"
-    with spelled(body.spelling):
-        specs = body.choices(prompts, served)
-        generation = await frontend.generate(request_id, specs)
-    head = {"id": request_id, "created": int(time.time()), "model": served.name}
+    head = {"id": generation.id, "created": int(time.time()), "model": served.name}
+    specs = generation.specs
     writers = [Writer(shape, spec, served.tokenizer, body.echoes) for spec in specs]
-    answer = Answer(shape, head, writers, body.n or 1, body.include_usage)
+    answer = Answer(shape, head, writers, body.n or 1, body.stream_options or StreamOptions())
     if body.stream:
         return EventStream(generation, answer.events(generation))
     async with generation:

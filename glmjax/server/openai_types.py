@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from glmjax.errors import InvalidRequestError, ModelNotFoundError
 from glmjax.server.choice import ChoiceSpec
 from glmjax.server.grammar_fields import response_format
-from glmjax.server.sampling_fields import SamplingFields, deadline
+from glmjax.server.sampling_fields import SamplingFields, deadline, logit_bias
 from glmjax.server.served import ServedModel
+from glmjax.server.tool_fields import Toolset, toolset
 from glmjax.text.grammar import GrammarSpec
+from glmjax.text.reader import Reading
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, for /v1/completions only
 
@@ -22,6 +24,23 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # vLLM's, SGLang's: every chunk has the usage so far
+    include_obfuscation: bool | None = None  # changes nothing here: nothing is padded
+
+
+class Thinking(BaseModel):
+    """Whether the model thinks, and how much, in the words of z.ai's API and of Anthropic's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["enabled", "disabled", "adaptive"] | None = None
+    budget_tokens: int | None = None
+    clear_thinking: bool | None = None
+
+    @property
+    def enabled(self) -> bool | None:
+        """None: as the model does by itself."""
+        return None if self.type in (None, "adaptive") else self.type == "enabled"
 
 
 class SamplingRequest(SamplingFields):
@@ -35,11 +54,6 @@ class SamplingRequest(SamplingFields):
     response_format: dict[str, Any] | None = None
     priority: int | None = None
     timeout: float | None = None
-
-    @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with its usage."""
-        return bool(self.stream_options and self.stream_options.include_usage)
 
     @property
     def spelling(self) -> dict[str, str]:
@@ -81,8 +95,16 @@ class ChatRequest(SamplingRequest):
     top_logprobs: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     enable_thinking: bool | None = None
+    thinking: Thinking | None = None
     reasoning_effort: str | None = None
+    max_thinking_tokens: int | None = None
+    separate_reasoning: bool | None = None
+    stream_reasoning: bool | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
 
     @property
     def spelling(self) -> dict[str, str]:
@@ -91,17 +113,40 @@ class ChatRequest(SamplingRequest):
         names = {"max_new_tokens": limit, "max_tokens": limit, "logprobs": "top_logprobs"}
         return super().spelling | names
 
+    def toolset(self, served: ServedModel) -> Toolset:
+        """What it says of tools. Raises InvalidRequestError as `tool_fields.toolset` does."""
+        return toolset(self.tools, self.tool_choice, self.parallel_tool_calls, served)
+
     def template_variables(self) -> dict[str, Any]:
-        """What the chat template may read; the effort "none" switches thinking off."""
-        effort = self.reasoning_effort
-        thinking = False if effort == "none" else None
+        """What the chat template may read; the effort "none" switches thinking off.
+
+        Raises:
+            InvalidRequestError: chat_template_kwargs has what the request itself must say.
+        """
+        more = self.chat_template_kwargs or {}
+        if taken := {"messages", "tools"} & more.keys():
+            raise InvalidRequestError(
+                f"chat_template_kwargs holds {', '.join(sorted(taken))}, which is not for it",
+                "chat_template_kwargs",
+            )
+        thinking = self.thinking or Thinking()
+        effort = False if self.reasoning_effort == "none" else None
+        switches = (self.enable_thinking, thinking.enabled, effort)
         named = {
-            "reasoning_effort": effort,
-            "enable_thinking": thinking if self.enable_thinking is None else self.enable_thinking,
+            "reasoning_effort": self.reasoning_effort,
+            "enable_thinking": next((on for on in switches if on is not None), None),
+            "clear_thinking": thinking.clear_thinking,
             "add_generation_prompt": self.add_generation_prompt,
+            "continue_final_message": self.continue_final_message,
         }
-        given = {name: value for name, value in named.items() if value is not None}
-        return given | (self.chat_template_kwargs or {})
+        return {name: value for name, value in named.items() if value is not None} | more
+
+    def prompt(self, served: ServedModel) -> list[int]:
+        """Token ids of the conversation. Raises InvalidRequestError as the chat template does."""
+        if not self.messages:
+            raise InvalidRequestError("messages is empty; send at least one message", "messages")
+        tools = self.toolset(served).tools or None
+        return served.chat_prompt(self.messages, tools=tools, **self.template_variables())
 
     def choices(self, prompts: list[list[int]], served: ServedModel) -> list[ChoiceSpec]:
         """What to generate; the model thinks first unless the prompt says that it has."""
@@ -109,13 +154,36 @@ class ChatRequest(SamplingRequest):
             raise InvalidRequestError(
                 "top_logprobs needs logprobs; send logprobs: true with it", "top_logprobs"
             )
-        limit = self.max_completion_tokens
+        tools, limit = self.toolset(served), self.max_completion_tokens
         sampling = {
             "max_new_tokens": self.max_tokens if limit is None else limit,
             "min_new_tokens": self.min_tokens,
             "logprobs": (self.top_logprobs or 0) if self.logprobs else None,
+            "logit_bias": logit_bias(self.logit_bias, served) | tools.bias(served),
         }
-        return self.specs(prompts, served, sampling, thinks=True, **self.terms())
+        return self.specs(
+            prompts,
+            served,
+            sampling,
+            grammar=tools.grammar(self.grammar(), served),
+            thinks=True,
+            max_thinking_tokens=self._thinking_budget(),
+            reading=self._reading(tools, served),
+            **self.terms(),
+        )
+
+    def _thinking_budget(self) -> int | None:
+        budget = self.thinking and self.thinking.budget_tokens
+        return budget if self.max_thinking_tokens is None else self.max_thinking_tokens
+
+    def _reading(self, tools: Toolset, served: ServedModel) -> Reading:
+        separate = served.reasoning_parser != "none"
+        return Reading(
+            tools=tools.schemas,
+            separate_reasoning=separate and self.separate_reasoning is not False,
+            stream_reasoning=self.stream_reasoning is not False,
+            parallel=tools.choice.most is None,
+        )
 
 
 class CompletionRequest(SamplingRequest):

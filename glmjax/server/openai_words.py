@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from glmjax.server.choice import ChoiceDelta, ChoiceSpec
 from glmjax.server.collect import Collected
 from glmjax.server.draft_words import draft_words
 from glmjax.server.logprob_words import Offsets, Place, chat_words, completion_words
+from glmjax.text.parts import (
+    CallArguments,
+    CallBegin,
+    Content,
+    Message,
+    Part,
+    Reasoning,
+    joined,
+)
 from glmjax.text.tokenizer import Tokenizer
+from glmjax.types import FinishReason
 
 
 class Shape(NamedTuple):
@@ -19,18 +30,48 @@ class Shape(NamedTuple):
     object: str
     chunk_object: str
     opening: dict[str, Any] | None  # first chunk of a streamed choice
-    piece: Callable[[str], dict[str, Any]]  # text, in a stream
-    whole: Callable[[str], dict[str, Any]]  # text, at once
+    piece: Callable[[Part], dict[str, Any]]  # of a stream
+    whole: Callable[[Message], dict[str, Any]]
+    nothing: dict[str, Any]  # a piece with no part
     logprobs: Callable[[Tokenizer, list[Place]], dict[str, Any]]
+
+
+def _delta(part: Part) -> dict[str, Any]:
+    match part:
+        case Content(text):
+            return {"content": text}
+        case Reasoning(text):
+            return {"reasoning_content": text}
+        case CallBegin(call, name):
+            return {"tool_calls": [{"index": call} | _call(name, "")]}
+        case CallArguments(call, text):
+            return {"tool_calls": [{"index": call, "function": {"arguments": text}}]}
+
+
+def _call(name: str, arguments: str) -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
+
+
+def _message(said: Message) -> dict[str, Any]:
+    """The client may send it back as it is."""
+    words: dict[str, Any] = {
+        "role": "assistant",
+        "content": said.content or (None if said.calls else ""),
+        "reasoning_content": said.reasoning or None,
+    }
+    calls = [_call(call.name, call.arguments) for call in said.calls]
+    return words | ({"tool_calls": calls} if calls else {})
 
 
 CHAT = Shape(
     "chatcmpl",
     "chat.completion",
     "chat.completion.chunk",
-    {"delta": {"role": "assistant", "content": ""}},
-    lambda text: {"delta": {"content": text} if text else {}},
-    lambda text: {"message": {"role": "assistant", "content": text}},
+    {"delta": {"role": "assistant", "content": "", "reasoning_content": None}},
+    lambda part: {"delta": _delta(part)},
+    lambda said: {"message": _message(said)},
+    {"delta": {}},
     chat_words,
 )
 COMPLETION = Shape(
@@ -38,8 +79,9 @@ COMPLETION = Shape(
     "text_completion",
     "text_completion",
     None,
-    lambda text: {"text": text},
-    lambda text: {"text": text},
+    lambda part: {"text": part.text if isinstance(part, Content) else ""},
+    lambda said: {"text": said.content},
+    {"text": ""},
     completion_words,
 )
 
@@ -59,31 +101,49 @@ class Writer:
         self._prompt = tokenizer.decode(spec.prompt_ids, skip_special_tokens=False) if echo else ""
         self._echo = echo  # and it has not come yet
         self._offsets = Offsets(tokenizer, spec.skip_special_tokens, len(self._prompt))
+        self._called = False
 
     def whole(self, choice: Collected) -> dict[str, Any]:
         """The whole choice."""
-        text, logprobs = self._take(choice)
-        return _choice(choice.last, self._shape.whole(text), logprobs, choice.last.finish_reason)
+        said, end = choice.message, choice.last.finish_reason
+        said.content = self._prompt + said.content
+        logprobs = self._logprobs(choice)
+        return _choice(
+            choice.last, self._shape.whole(said), logprobs, _finish(end, bool(said.calls))
+        )
 
     def pieces(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
         """What a delta adds, and its end by itself."""
-        text, logprobs = self._take(delta)
-        words, end = [], delta.finish_reason
-        if text or (logprobs and delta.token_ids):
-            words.append(_choice(delta, self._shape.piece(text), logprobs, None))
+        parts = [self._shape.piece(part) for part in self._with_prompt(delta.parts)]
+        logprobs, end = self._logprobs(delta), delta.finish_reason
+        self._called = self._called or any(isinstance(part, CallBegin) for part in delta.parts)
+        if logprobs and delta.token_ids and not parts:
+            parts = [self._shape.nothing]
+        words = [
+            _choice(delta, part, None if i else logprobs, None) for i, part in enumerate(parts)
+        ]
         if end is not None:
-            words.append(_choice(delta, self._shape.piece(""), None, end))
+            words.append(_choice(delta, self._shape.nothing, None, _finish(end, self._called)))
         return words
 
-    def _take(self, more: ChoiceDelta | Collected) -> tuple[str, dict[str, Any] | None]:
-        """Text and log probabilities of what comes next."""
-        text, tokens = more.text, self._offsets.places(more.token_ids, more.logprobs)
+    def _with_prompt(self, parts: Sequence[Part]) -> list[Part]:
+        """`parts`, and before the very first the prompt where it is wanted."""
+        return joined([Content(self._prompt), *parts]) if self._echo else list(parts)
+
+    def _logprobs(self, more: ChoiceDelta | Collected) -> dict[str, Any] | None:
+        """Log probabilities of what comes next."""
+        tokens = self._offsets.places(more.token_ids, more.logprobs)
         if self._echo:
-            self._echo, text = False, self._prompt + text
+            self._echo = False
             offsets = Offsets(self._tokenizer, skip_special_tokens=False)
             tokens = offsets.places(self._spec.prompt_ids, more.prompt_logprobs) + tokens
         asked = self._spec.sampling.logprobs is not None
-        return text, self._shape.logprobs(self._tokenizer, tokens) if asked else None
+        return self._shape.logprobs(self._tokenizer, tokens) if asked else None
+
+
+def _finish(end: FinishReason | None, called: bool) -> str | None:
+    """In OpenAI's words; an answer that is cut off in a call is not one of calls."""
+    return "tool_calls" if called and end is FinishReason.STOP else end
 
 
 def opening(shape: Shape, index: int) -> dict[str, Any] | None:
@@ -112,6 +172,7 @@ def usage(choices: list[Collected], n: int) -> dict[str, Any]:
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": sum(d.cached_tokens for d in last[::n])},
         "completion_tokens_details": {
+            "reasoning_tokens": sum(delta.reasoning_tokens for delta in last),
             "accepted_prediction_tokens": accepted,
             "rejected_prediction_tokens": sum(d.drafted_tokens for d in last) - accepted,
         },

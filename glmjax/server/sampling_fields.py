@@ -72,6 +72,7 @@ class SamplingFields(GrammarFields):
             InvalidRequestError: a value is out of its range.
         """
         n = 1 if self.n is None else self.n
+        fields.setdefault("grammar", self.grammar())
         if n * len(prompts) > MAX_TOTAL_CHOICES:
             raise InvalidRequestError(
                 f"{len(prompts)} prompts x n {n} is above {MAX_TOTAL_CHOICES} choices a request; "
@@ -80,10 +81,9 @@ class SamplingFields(GrammarFields):
             )
         spec = ChoiceSpec(
             prompt_ids=(),
-            sampling=served.sampling(**self._sampling(served), **sampling),
+            sampling=served.sampling(**(self._sampling(served) | dict(sampling))),
             stops=tuple(self.stop or ()),
             skip_special_tokens=self.skip_special_tokens is not False,
-            grammar=self.grammar(),
             **fields,
         )
         of = [replace(spec, prompt_ids=tuple(prompt)) for prompt in prompts]

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from glmjax.config import ModelConfig, read_json, token_ids
 from glmjax.errors import CheckpointError, InvalidRequestError
 from glmjax.text.chat import ChatTemplate
 from glmjax.text.grammar import Grammars, GrammarSpec
+from glmjax.text.parts import Message, Part, message
+from glmjax.text.reader import AnswerReader, Opening, Reading
+from glmjax.text.thinking import Marks, Phase, Thinking
 from glmjax.text.tokenizer import Tokenizer
 from glmjax.types import Constraint, SamplingParams
 
 ASSISTANT, THINK, END_THINK = "<|assistant|>", "<think>", "</think>"
+Parser = Literal["glm", "glm45", "glm47", "none"]
+# glm: as the chat template has it. Thoughts are read alike in all forms; none: they are text.
+PARSERS: tuple[Parser, ...] = ("glm", "glm45", "glm47", "none")
+EBNF_FIELDS = ("ebnf", "ebnf_grammar", "guided_grammar")  # other servers take GBNF in these
 DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -34,6 +41,7 @@ class ServedModel:
         max_seq_len: longest sequence served, prompt and output together.
         default_sampling: temperature, top_p and the like where a request names none.
         pad_token_id: for clients that ask.
+        reasoning_parser, tool_call_parser: how thoughts and calls are written, one of `PARSERS`.
     """
 
     folder: Path
@@ -45,6 +53,8 @@ class ServedModel:
     max_seq_len: int
     default_sampling: Mapping[str, Any] = field(default_factory=dict)
     pad_token_id: int = 0
+    reasoning_parser: Parser = "glm"
+    tool_call_parser: Parser = "glm"
 
     @classmethod
     def load(
@@ -101,41 +111,101 @@ class ServedModel:
             )
         return self.tokenizer.encode(self.template.render(messages, **variables))
 
+    @property
+    def call_form(self) -> Literal["glm45", "glm47"] | None:
+        """How tool calls are written; None: the model calls no tools."""
+        if self.tool_call_parser == "glm":
+            return None if self.template is None else self.template.call_form
+        return None if self.tool_call_parser == "none" else self.tool_call_parser
+
     def constraint(
-        self, grammar: GrammarSpec | None, prompt_ids: Sequence[int], thinks: bool
+        self,
+        grammar: GrammarSpec | None,
+        prompt_ids: Sequence[int],
+        thinks: bool,
+        budget: int | None = None,
     ) -> Constraint | None:
-        """What holds a request to its grammar, if it has one; new each time, as it has state.
-
-        Raises:
-            InvalidRequestError: the grammar does not compile.
-        """
-        if grammar is None:
-            return None
-        try:
-            return self._grammars.constraint(grammar, self.thought_end(prompt_ids, thinks))
-        except InvalidRequestError as error:
-            if grammar.kind != "lark":
-                raise
-            # the field that holds it is called ebnf, after other notations
-            raise InvalidRequestError(f"{error}; GBNF is not served", error.param) from None
-
-    def thought_end(self, prompt_ids: Sequence[int], thinks: bool) -> int | None:
-        """The token that will end a thought, so that the answer begins behind it.
+        """What holds a request to its grammar and its thought to a length; new each time.
 
         Args:
-            prompt_ids: the prompt. The last turn decides, if it has turns.
-            thinks: the model will think unless that turn has a thought that has ended. Else it
-                does only where the prompt ends inside a thought.
+            grammar: of the answer, behind the thought if there is one.
+            prompt_ids: the prompt.
+            thinks: the model will think unless the prompt says that it has.
+            budget: tokens that the thought may have; None: any number.
 
-        Returns:
-            None: no thought goes on, so the answer begins at once.
+        Raises:
+            InvalidRequestError: the grammar does not compile, or thoughts have no tokens of their
+                own.
         """
-        assistant, think, end = self._marks
-        if end is None:
-            return None
-        begun, ended, turn = (_last(prompt_ids, mark) for mark in (think, end, assistant))
-        goes_on = ended <= turn if thinks else ended < begun
-        return end if goes_on else None
+        inner = None if grammar is None else self._grammar(grammar)
+        if budget is not None and self._marks is None:
+            raise InvalidRequestError(
+                f"{self.name} does not think, as its tokenizer has no {THINK}: leave "
+                "max_thinking_tokens out",
+                "max_thinking_tokens",
+            )
+        phase = self.phase(prompt_ids, thinks)
+        if self._marks is None or phase is Phase.ANSWER or (inner is None and budget is None):
+            return inner
+        size, ends = self.config.vocab_size, self.eos_token_ids
+        return Thinking(self._marks, size, phase, inner, budget, ends)
+
+    def _grammar(self, grammar: GrammarSpec) -> Constraint:
+        try:
+            return self._grammars.constraint(grammar)
+        except InvalidRequestError as error:
+            if grammar.param not in EBNF_FIELDS:
+                raise
+            raise InvalidRequestError(f"{error}; GBNF is not served", error.param) from None
+
+    def phase(self, prompt_ids: Sequence[int], thinks: bool) -> Phase:
+        """Where a prompt leaves the answer. Its last turn decides, if it has turns.
+
+        Args:
+            prompt_ids: the prompt.
+            thinks: the model will think unless that turn has a thought; else it does only where the
+                prompt ends inside one.
+        """
+        if self._marks is None:
+            return Phase.ANSWER
+        turn = _last(prompt_ids, self._assistant)
+        begun, ended = (_last(prompt_ids, mark) for mark in (self._marks.think, self._marks.end))
+        if begun > max(ended, turn):
+            return Phase.THOUGHT
+        return Phase.BEFORE if thinks and ended <= turn else Phase.ANSWER
+
+    def opening(self, prompt_ids: Sequence[int]) -> Opening:
+        """Where a prompt leaves whoever reads the answer to it."""
+        in_thought = self.phase(prompt_ids, thinks=False) is Phase.THOUGHT
+        marks = (self._assistant, *(self._marks or ())[:2])
+        begin = 1 + max(_last(prompt_ids, mark) for mark in marks)
+        fresh = not self.tokenizer.decode(prompt_ids[begin:]).strip()
+        return Opening(in_thought, fresh)
+
+    def message(
+        self,
+        prompt_ids: Sequence[int],
+        token_ids: Iterable[int],
+        reading: Reading,
+        stops: Sequence[str] = (),
+        truncated: bool = False,
+    ) -> Message:
+        """A whole answer, taken apart.
+
+        Args:
+            prompt_ids: what it answers.
+            token_ids: the answer, without the token that ended it.
+            reading: what to take apart.
+            stops: strings that end its text.
+            truncated: the model would have gone on.
+        """
+        reader = AnswerReader(self.tokenizer, reading, self.opening(prompt_ids), stops)
+        parts: list[Part] = []
+        for token_id in token_ids:
+            parts += reader.push(token_id)
+            if reader.ended:
+                return message(parts)
+        return message(parts + reader.finish(truncated))
 
     def check_prompt(self, prompt_ids: Sequence[int]) -> None:
         """Raise InvalidRequestError when an id is not one of the model's."""
@@ -153,15 +223,18 @@ class ServedModel:
         return Grammars(self.tokenizer, self.config.vocab_size, self.eos_token_ids)
 
     @functools.cached_property
-    def _marks(self) -> tuple[int | None, ...]:
-        """Ids of the tokens that begin a turn, and that begin and end a thought."""
-        return tuple(map(self._id, (ASSISTANT, THINK, END_THINK)))
-
-    def _id(self, token: str) -> int | None:
-        try:
-            return self.tokenizer.token_id(token)
-        except CheckpointError:
+    def _marks(self) -> Marks | None:
+        """Of thoughts; None: the tokenizer has no tokens for them."""
+        think, end = self.tokenizer.find(THINK), self.tokenizer.find(END_THINK)
+        if think is None or end is None:
             return None
+        line_break = self.tokenizer.encode("\n")
+        return Marks(think, end, line_break[0] if len(line_break) == 1 else None)
+
+    @functools.cached_property
+    def _assistant(self) -> int | None:
+        """What begins an assistant's turn."""
+        return self.tokenizer.find(ASSISTANT)
 
     @functools.cached_property
     def default_sampling_json(self) -> str:
@@ -171,7 +244,7 @@ class ServedModel:
 
 def _last(ids: Sequence[int], wanted: int | None) -> int:
     """The last place of an id; -1: it is not there."""
-    return max((place for place, token in enumerate(ids) if token == wanted), default=-1)
+    return len(ids) - 1 - ids[::-1].index(wanted) if wanted in ids else -1
 
 
 def _default_sampling(generation: Mapping[str, Any], file: Path) -> dict[str, Any]:

@@ -30,11 +30,10 @@ OPENAI: Neutral = SAMPLING | {
     "safety_identifier": (...,),
     "prompt_cache_key": (...,),
     "service_tier": (...,),
+    "prompt_cache_retention": (...,),
+    "prompt_cache_options": (...,),
 }
 CHAT: Neutral = OPENAI | {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -42,8 +41,10 @@ CHAT: Neutral = OPENAI | {
     "prediction": (),
     "web_search_options": (),
     "verbosity": ("medium",),
-    "continue_final_message": (False,),
-    "separate_reasoning": (False,),
+    "moderation": (),
+    "include_reasoning": (True,),
+    "do_sample": (True,),
+    "tool_stream": (...,),  # arguments are streamed anyway
 }
 COMPLETION: Neutral = OPENAI | {"suffix": ("",)}
 GENERATE: Neutral = {
@@ -56,6 +57,13 @@ GENERATE: Neutral = {
     "lora_path": (),
     "custom_logit_processor": (),
     "log_metrics": (True, False),
+}
+# What to do rather than to leave a field out.
+INSTEAD = {
+    "functions": "send them as tools",
+    "function_call": "say it with tool_choice, of tools",
+    "include_reasoning": "read the content alone, or switch thinking off",
+    "do_sample": "set temperature 0",
 }
 
 
@@ -75,6 +83,5 @@ def check_extra(body: BaseModel, neutral: Neutral, where: str = "") -> None:
             raise InvalidRequestError(f"unknown field {where}{name}", where + name)
         accepted = neutral[name]
         if value is not None and ... not in accepted and value not in accepted:
-            raise InvalidRequestError(
-                f"{where}{name} is not served yet; leave it out", where + name
-            )
+            instead = INSTEAD.get(name, "leave it out")
+            raise InvalidRequestError(f"{where}{name} is not served yet; {instead}", where + name)

@@ -43,11 +43,13 @@ class GrammarSpec(NamedTuple):
         value: of a "json_schema" a dict, or its JSON; of a "json_object" None; of a "regex" and a
             "lark" the text; of a "choice" the strings.
         param: the field of the request that it came from, for errors.
+        expected: what that field must be, for errors; None: what all of this kind must be.
     """
 
     kind: Literal["json_schema", "json_object", "regex", "lark", "choice"]
     value: Any = None
     param: str | None = None
+    expected: str | None = None
 
 
 class Grammars:
@@ -63,18 +65,17 @@ class Grammars:
         ends = [i for i in eos_token_ids if i < tokenizer.size]
         self._tokenizer = LLTokenizer(tokenizer._backend.to_str(), eos_token=ends or None)
         self._has_ends = bool(ends)
-        self._any = _ones(vocab_size)
+        self._words = -(-vocab_size // 32)
         # The choices of a request, and agents' requests, come with the same grammars.
         self._compiled = lru_cache(maxsize=64)(self._compile)
         self._copying = threading.Lock()
 
-    def constraint(self, spec: GrammarSpec, after: int | None = None) -> GrammarConstraint:
+    def constraint(self, spec: GrammarSpec) -> GrammarConstraint:
         """A new constraint, for one request.
 
         Args:
             spec: the grammar. JSON has at most one blank, or a line break and 40 more, between its
                 parts. Special tokens come only where a Lark grammar names them, as <tool_call>.
-            after: the grammar holds behind the first token with this id; before, all may come.
 
         Raises:
             InvalidRequestError: it cannot be compiled, or nothing matches it.
@@ -89,10 +90,11 @@ class Grammars:
         try:
             matcher = self._compiled(spec.kind, json.dumps(spec.value))
         except (TypeError, ValueError, RecursionError) as error:
+            expected = spec.expected or expected
             message = f"{spec.param or spec.kind} must be {expected}: {_shortened(str(error))}"
             raise InvalidRequestError(message, spec.param) from None
         with self._copying:
-            return GrammarConstraint(matcher.deep_copy(), self._any, after, spec.param)
+            return GrammarConstraint(matcher.deep_copy(), self._words, spec.param)
 
     def _compile(self, kind: str, value: str) -> LLMatcher:
         """At its beginning; `value` is JSON."""
@@ -103,12 +105,9 @@ class Grammars:
 class GrammarConstraint:
     """Where one request is in its grammar: a `glmjax.types.Constraint`."""
 
-    def __init__(
-        self, matcher: LLMatcher, any_token: np.ndarray, after: int | None, param: str | None
-    ):
+    def __init__(self, matcher: LLMatcher, words: int, param: str | None):
         self._matcher = matcher
-        self._any = any_token  # uint32 [words], the mask that allows all
-        self._after = after  # None once the grammar holds
+        self._words = words  # of a mask
         self._param = param
 
     def masks(self, drafts: Sequence[int]) -> np.ndarray:
@@ -123,7 +122,7 @@ class GrammarConstraint:
             raise InvalidRequestError(f"the grammar has no way on here: {cause}", self._param)
         ahead = self._copy() if drafts else self
         for draft in drafts:
-            if not (_allows(rows[-1], draft) and ahead._take(draft)):
+            if not (allows(rows[-1], draft) and ahead._matcher.consume_token(draft)):
                 break
             row = ahead._mask()
             if not row.any():
@@ -134,7 +133,7 @@ class GrammarConstraint:
     def advance(self, tokens: Iterable[int]) -> None:
         """Take in tokens that were generated, as `Constraint` has it."""
         for token in tokens:
-            if not self._take(token):
+            if not self._matcher.consume_token(token):
                 message = f"the grammar does not allow token {token} here"
                 raise InvalidRequestError(message, self._param)
 
@@ -146,29 +145,15 @@ class GrammarConstraint:
 
     def _mask(self) -> np.ndarray:
         """uint32 [words]; empty in a dead end."""
-        if self._after is not None:
-            return self._any
         found = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
-        row = np.zeros_like(self._any)
+        row = np.zeros(self._words, np.uint32)
         if not self._matcher.is_error():
             row[: len(found)] = found[: len(row)]  # the tokenizer's size, and up to a word more
         return row
 
-    def _take(self, token: int) -> bool:
-        """Go on by one token; False if it is not allowed."""
-        if self._after is not None:
-            self._after = None if token == self._after else self._after
-            return True
-        return self._matcher.consume_token(token)
 
-
-def _ones(count: int) -> np.ndarray:
-    """Bits, uint32 [words], of which `count` are set."""
-    bits = np.arange(-(-count // 32) * 32) < count
-    return np.packbits(bits, bitorder="little").view(np.uint32)
-
-
-def _allows(mask: np.ndarray, token: int) -> bool:
+def allows(mask: np.ndarray, token: int) -> bool:
+    """Whether a row of `Constraint.masks` allows a token."""
     return bool(mask[token // 32] >> np.uint32(token % 32) & np.uint32(1))
 
 

@@ -1,43 +1,56 @@
-"""From the engine's outputs of one request to its text."""
+"""From the engine's outputs of one request to what they say."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from glmjax.text.detokenizer import Detokenizer
+from glmjax.text.parts import Content, Part, joined
+from glmjax.text.reader import Reader
 from glmjax.types import FinishReason, RequestOutput, TokenLogprobs
 
 
-class TextDelta(NamedTuple):
-    """What an output adds to a request's text.
+class AnswerDelta(NamedTuple):
+    """What an output adds to a request's answer.
 
     Attributes:
-        text: new text; "" while it may yet become a stop string.
+        parts: what became sure: nothing while it may yet become a stop string or a tag.
         token_ids: new tokens, those included that only ended the request.
         finish_reason: None while it goes on.
         matched: the stop string or token id that ended it, when one did.
         logprobs: one for each of `token_ids`, where they were asked for.
     """
 
-    text: str
+    parts: tuple[Part, ...]
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     matched: str | int | None
     logprobs: tuple[TokenLogprobs, ...] = ()
 
+    @property
+    def text(self) -> str:
+        """The text among its parts."""
+        return text_of(self.parts)
 
-def take_output(detokenizer: Detokenizer, output: RequestOutput) -> TextDelta:
-    """Feed an output to its request's detokenizer. Tokens after a stop string are dropped."""
-    ids, logprobs = output.token_ids, output.logprobs
+
+def text_of(parts: Iterable[Part]) -> str:
+    """The text among parts."""
+    return "".join(part.text for part in parts if isinstance(part, Content))
+
+
+def take_output(reader: Reader, output: RequestOutput) -> AnswerDelta:
+    """Feed an output to its request's reader. Tokens after the answer's end are dropped."""
+    ids, logprobs, end = output.token_ids, output.logprobs, output.finish_reason
     body = ids if output.matched_stop is None else ids[:-1]
-    pieces: list[str] = []
+    parts: list[Part] = []
     for n, token_id in enumerate(body, 1):
-        pieces.append(detokenizer.push(token_id))
-        if (stop := detokenizer.matched) is not None:
-            return TextDelta("".join(pieces), ids[:n], FinishReason.STOP, stop, logprobs[:n])
-    if output.finish_reason is not None:
-        pieces.append(detokenizer.finish())
-    stop, text = detokenizer.matched, "".join(pieces)
-    if stop is not None:
-        return TextDelta(text, ids, FinishReason.STOP, stop, logprobs)
-    return TextDelta(text, ids, output.finish_reason, output.matched_stop, logprobs)
+        parts += reader.push(token_id)
+        if reader.ended:
+            ids, logprobs = ids[:n], logprobs[:n]
+            break
+    if end is not None and not reader.ended:
+        parts += reader.finish(truncated=end is not FinishReason.STOP)
+    whole = tuple(joined(parts))
+    if reader.ended:
+        return AnswerDelta(whole, ids, FinishReason.STOP, reader.matched, logprobs)
+    return AnswerDelta(whole, ids, end, output.matched_stop, logprobs)

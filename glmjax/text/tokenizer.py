@@ -102,7 +102,11 @@ class Tokenizer:
         Raises:
             CheckpointError: the tokenizer has no such token.
         """
-        token_id = self._backend.token_to_id(token)
+        token_id = self.find(token)
         if token_id is None:
             raise CheckpointError(f"tokenizer.json has no token {token!r}")
         return token_id
+
+    def find(self, token: str) -> int | None:
+        """Id of a token by its name; None: the tokenizer has no such token."""
+        return self._backend.token_to_id(token)

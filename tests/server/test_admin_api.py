@@ -106,6 +106,13 @@ def test_other_ways_to_pause_are_refused(client: httpx.Client, mode: str):
     assert not client.get("/get_server_info").json()["paused"]
 
 
+def test_pausing_with_a_body_that_is_not_known(client: httpx.Client):
+    refusal = client.post("/pause_generation", json={"modus": "in_place"})
+    assert refusal.status_code == 400
+    assert refusal.json()["error"]["param"] == "modus"
+    assert not client.get("/get_server_info").json()["paused"]
+
+
 def test_while_the_server_shuts_down(served: ServedModel):
     with live(served) as server, server.http as client:
         assert server.drain()

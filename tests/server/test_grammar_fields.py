@@ -17,6 +17,7 @@ from live import Live, live
 from smg_grpc_proto import sglang_scheduler_pb2 as pb
 
 from glmjax.server.served import ServedModel
+from glmjax.text.thinking import Phase
 from glmjax.text.tokenizer import Tokenizer
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
@@ -142,14 +143,16 @@ def thinking(served: ServedModel) -> Iterator[Live]:
 def test_thoughts_are_free(thinking: Live):
     body: dict[str, Any] = {"messages": HI, "choice": ["yes"], "max_tokens": 60}
 
-    def content(**fields: Any) -> str:
+    def said(**fields: Any) -> tuple[str | None, str]:
         answer = post(thinking, "/v1/chat/completions", body | fields)
-        return answer["choices"][0]["message"]["content"]
+        message = answer["choices"][0]["message"]
+        return message["reasoning_content"], message["content"]
 
-    assert content() == "\n<think>hm</think>yes"
-    assert content(enable_thinking=False) == "yes"
+    assert said() == ("hm", "yes")
+    assert said(separate_reasoning=False) == (None, "\n<think>hm</think>yes")
+    assert said(enable_thinking=False) == (None, "yes")
     history = [*HI, {"role": "assistant", "content": "<think>a</think>b"}, *HI]
-    assert content(messages=history) == "\n<think>hm</think>yes"
+    assert said(messages=history) == ("hm", "yes")
 
 
 def test_plain_prompts_think_where_they_say_so(thinking: Live):
@@ -182,18 +185,19 @@ def test_where_the_answer_begins(served: ServedModel, data: st.DataObject, think
     end = served.tokenizer.token_id("</think>")
     ids = data.draw(st.lists(st.sampled_from([5, end, *marks.values()]), max_size=8))
     text = served.tokenizer.decode(ids, skip_special_tokens=False)
-    if thinks:
-        open_ = "</think>" not in text.split("<|assistant|>")[-1]
+    turn = text.split("<|assistant|>")[-1]
+    if "<think>" in turn.split("</think>")[-1]:
+        phase = Phase.THOUGHT
     else:
-        open_ = "<think>" in text.split("</think>")[-1]
-    assert served.thought_end(ids, thinks) == (end if open_ else None)
+        phase = Phase.BEFORE if thinks and "</think>" not in turn else Phase.ANSWER
+    assert served.phase(ids, thinks) is phase
 
 
 def test_models_without_thoughts(served: ServedModel):
     letters = {letter: n for n, letter in enumerate(tokenizers.pre_tokenizers.ByteLevel.alphabet())}
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(letters, []))
     backend.decoder = tokenizers.decoders.ByteLevel()
-    assert replace(served, tokenizer=Tokenizer(backend)).thought_end([1, 2], True) is None
+    assert replace(served, tokenizer=Tokenizer(backend)).phase([1, 2], True) is Phase.ANSWER
 
 
 # Errors

@@ -17,6 +17,7 @@ COMPLETIONS = "/v1/completions"
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 HELLO = {"prompt": "hello"}
 JSON = {"content-type": "application/json"}
+LONG_WORDS = [{"role": "user", "content": "x " * 5000}]
 LONG = {"prompt": list(range(100)) * 50}
 
 
@@ -58,8 +59,6 @@ def post(server: Live, path: str, body: Any) -> tuple[int, dict[str, Any]]:
         (CHAT, HI | {"timeout": 0}, "timeout", "above 0"),
         (CHAT, HI | {"max_tokens": 0}, "max_tokens", "max_tokens is 0"),
         (CHAT, HI | {"max_completion_tokens": 0}, "max_completion_tokens", "1 or more"),
-        (CHAT, HI | {"max_tokens": 100_000}, "max_tokens", "max_tokens 100000"),
-        (CHAT, HI | {"max_completion_tokens": 99_999}, "max_completion_tokens", "at most"),
         (CHAT, HI | {"n": 0}, "n", "between 1"),
         (CHAT, HI | {"n": 1000}, "n", "between 1"),
         (CHAT, HI | {"stop": ["a", ""]}, "stop", "empty"),
@@ -68,6 +67,7 @@ def post(server: Live, path: str, body: Any) -> tuple[int, dict[str, Any]]:
         (CHAT, HI | {"max_tokn": 3}, "max_tokn", "unknown field"),
         (CHAT, HI | {"\ud800": 3}, None, "valid"),
         (CHAT, HI | {"stream_options": {"x": 1}}, "stream_options.x", "not permitted"),
+        (CHAT, HI | {"continue_final_message": True}, "continue_final_message", "of role user"),
         (CHAT, HI | {"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs", "tools"),
         (CHAT, {"messages": [{"role": "user", "content": "\ud800"}]}, None, "Unicode"),
         (COMPLETIONS, {}, "prompt", "required"),
@@ -75,7 +75,6 @@ def post(server: Live, path: str, body: Any) -> tuple[int, dict[str, Any]]:
         (COMPLETIONS, {"prompt": ""}, "prompt", "empty"),
         (COMPLETIONS, {"prompt": [1, 512]}, "prompt", "512"),
         (COMPLETIONS, {"prompt": [[1], [-1]]}, "prompt", "-1"),
-        (COMPLETIONS, LONG, "prompt", "5000 tokens"),
         (COMPLETIONS, {"prompt": ["a", [1]]}, "prompt", "string or should be a valid list"),
         (COMPLETIONS, {"prompt": 5}, "prompt", "prompt: should be a valid string or"),
         (COMPLETIONS, HELLO | {"logprobs": 21}, "logprobs", "logprobs is 21"),
@@ -97,12 +96,6 @@ def post(server: Live, path: str, body: Any) -> tuple[int, dict[str, Any]]:
             {"text": "a", "sampling_params": {"stop": 3}},
             "sampling_params.stop",
             "sampling_params.stop: should be a valid list",
-        ),
-        (
-            "/generate",
-            {"text": "a", "sampling_params": {"max_new_tokens": 5000}},
-            "max_new_tokens",
-            "max_new_tokens 5000",
         ),
         (
             "/generate",
@@ -147,13 +140,37 @@ def test_bad_requests(server: Live, path: str, body: dict, param: str | None, wo
     assert words in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "param", "words"),
+    [
+        (CHAT, HI | {"max_tokens": 100_000}, "max_tokens", "max_tokens 100000"),
+        (CHAT, HI | {"max_completion_tokens": 99_999}, "max_completion_tokens", "at most"),
+        (CHAT, {"messages": LONG_WORDS}, "messages", "at most 4095"),
+        (COMPLETIONS, LONG, "prompt", "5000 tokens"),
+        (
+            "/generate",
+            {"text": "a", "sampling_params": {"max_new_tokens": 5000}},
+            "max_new_tokens",
+            "max_new_tokens 5000",
+        ),
+    ],
+)
+def test_beyond_the_context(server: Live, path: str, body: dict, param: str, words: str):
+    status, error = post(server, path, body)
+    assert (status, error["code"]) == (400, "context_length_exceeded")
+    assert error["param"] == param
+    assert words in error["message"]
+
+
 UNSERVED: list[tuple[str, dict, str, Any]] = [
-    (CHAT, HI, "tools", [{"type": "function", "function": {"name": "f"}}]),
-    (CHAT, HI, "tool_choice", "required"),
+    (CHAT, HI, "functions", [{"name": "f"}]),
+    (CHAT, HI, "function_call", {"name": "f"}),
     (CHAT, HI, "structural_tag", "{}"),
     (CHAT, HI, "stop_regex", "a+"),
     (CHAT, HI, "lora_path", "x"),
-    (CHAT, HI, "continue_final_message", True),
+    (CHAT, HI, "audio", {"voice": "x"}),
+    (CHAT, HI, "web_search_options", {}),
+    (CHAT, HI, "do_sample", False),
     (COMPLETIONS, HELLO, "best_of", 2),
     (COMPLETIONS, HELLO, "suffix", "x"),
     ("/generate", {"text": "a"}, "token_ids_logprob", [5]),

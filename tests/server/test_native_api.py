@@ -129,8 +129,9 @@ def test_tokenizing(server: Live):
         one = client.post("/tokenize", json={"prompt": "hello 🎉"}).json()
         ids = tokenizer.encode("hello 🎉")
         assert one == {"tokens": ids, "count": len(ids), "max_model_len": 4096}
-        two = client.post("/tokenize", json={"prompt": ["a", "bc"]}).json()
-        assert two["tokens"] == tokenizer.encode_batch(["a", "bc"])
+        two = client.post("/tokenize", json={"prompt": ["a", "bcd"]}).json()
+        both = tokenizer.encode_batch(["a", "bcd"])
+        assert (two["tokens"], two["count"]) == (both, [len(ids) for ids in both])
         assert client.post("/detokenize", json={"tokens": ids}).json() == {"text": "hello 🎉"}
         many = client.post("/detokenize", json={"tokens": [ids, []]}).json()
         assert many == {"text": ["hello 🎉", ""]}
@@ -138,6 +139,80 @@ def test_tokenizing(server: Live):
         body = {"tokens": user, "skip_special_tokens": False}
         assert client.post("/detokenize", json=body).json() == {"text": "<|user|>"}
         assert client.post("/detokenize", json={"tokens": user}).json() == {"text": ""}
+
+
+HI = [{"role": "user", "content": "hi"}]
+LOOK_UP = {"type": "function", "function": {"name": "look_up", "parameters": {}}}
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/tokenize"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"tools": [LOOK_UP]},
+        {"tools": [LOOK_UP], "tool_choice": "none"},
+        {"enable_thinking": False},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"thinking": {"type": "disabled"}},
+        {"reasoning_effort": "none"},
+        {
+            "messages": [*HI, {"role": "assistant", "content": "Hello"}],
+            "continue_final_message": True,
+        },
+    ],
+)
+def test_a_conversation_has_as_many_tokens_as_it_is_served_with(
+    server: Live, path: str, more: dict[str, Any]
+):
+    body = {"model": server.model, "messages": HI} | more
+    with server.http as client:
+        counted = client.post(path, json=body).json()
+        answer = client.post("/v1/chat/completions", json=body | {"max_tokens": 1}).json()
+    assert counted["count"] == len(counted["tokens"]) == answer["usage"]["prompt_tokens"]
+    if not more:
+        assert counted["tokens"] == server.frontend.served.chat_prompt(HI)
+
+
+def test_a_conversation_that_is_over(server: Live):
+    turns = [*HI, {"role": "assistant", "content": "Hello"}]
+    with server.http as client:
+        body = {"messages": turns, "add_generation_prompt": False}
+        over = client.post("/tokenize", json=body).json()["tokens"]
+        more = client.post("/tokenize", json={"messages": turns}).json()["tokens"]
+    assert more[: len(over)] == over
+    assert len(more) > len(over)
+
+
+def test_no_special_token_is_added_to_a_text(server: Live):
+    with server.http as client:
+        bodies = [{"prompt": "a"}, *({"prompt": "a", "add_special_tokens": on} for on in (0, 1))]
+        answers = [client.post("/v1/tokenize", json=body).json() for body in bodies]
+        again = client.post("/v1/detokenize", json={"tokens": answers[0]["tokens"]})
+    assert answers[1:] == answers[:1] * 2
+    assert again.json() == {"text": "a"}
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "words"),
+    [
+        ({"prompt": "a", "messages": HI}, "prompt", "not both"),
+        ({"messages": None}, "prompt", "either prompt or messages is required"),
+        ({"prompt": "a", "tools": []}, "tools", "tools goes with messages"),
+        ({"prompt": ["a"], "enable_thinking": True}, "enable_thinking", "goes with messages"),
+        ({"messages": []}, "messages", "empty"),
+        ({"messages": [{"role": "robot"}]}, "messages", "'robot'"),
+        ({"messages": HI, "tools": [5]}, "tools", "tools[0]"),
+        ({"messages": HI, "max_tokens": 5}, "max_tokens", "not permitted"),
+    ],
+)
+def test_what_cannot_be_tokenized(server: Live, body: dict[str, Any], param: str, words: str):
+    with server.http as client:
+        response = client.post("/tokenize", json=body)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["param"] == param
+    assert words in error["message"]
 
 
 def test_health_and_information(server: Live):

@@ -9,7 +9,11 @@ from typing import Any
 import openai
 import pytest
 from live import DRAFTS, Live, live, oracle
+from openai.types import completion_create_params as text_params
+from openai.types.chat import completion_create_params as chat_params
 
+from glmjax.server import unserved
+from glmjax.server.openai_types import ChatRequest, CompletionRequest
 from glmjax.server.served import ServedModel
 
 HI = [{"role": "user", "content": "hi"}]
@@ -132,6 +136,20 @@ def test_usage_at_the_end_of_a_stream(server: Live):
         assert all(chunk.usage is None for chunk in chat(server, client, stream=True))
 
 
+@pytest.mark.parametrize("ask", [chat, complete])
+def test_usage_all_along_a_stream(server: Live, ask: Any):
+    usage = {"include_usage": True, "continuous_usage_stats": True}
+    with server.openai as client:
+        chunks = list(ask(server, client, stream=True, stream_options=usage, n=2))
+        counts = [chunk.usage.completion_tokens for chunk in chunks]
+        assert counts == sorted(counts)
+        assert (counts[0] < 3, counts[-1], len(set(counts)) > 8) == (True, 48, True)
+        assert chunks[-1].choices == []
+        for options in ({"continuous_usage_stats": True}, {"include_obfuscation": False}):
+            plain = ask(server, client, stream=True, stream_options=options)
+            assert all(chunk.usage is None for chunk in plain)
+
+
 def test_drafts_in_the_usage(server: Live):
     counters = server.frontend.engine.snapshot
     server.wait_idle()
@@ -184,6 +202,14 @@ def test_seeds(server: Live):
         assert set(texts()).isdisjoint(texts()), "without a seed every request has its own"
         greedy = [c.message.content for c in chat(server, client, n=1).choices]
         assert greedy[0] == text_of(server, oracle(chat_ids(server), 24, seed=0))
+
+
+def test_every_field_of_the_client_is_known():
+    """It is served, changes nothing, or is refused with a word of why."""
+    chats = set(chat_params.CompletionCreateParamsBase.__annotations__)
+    texts = set(text_params.CompletionCreateParamsBase.__annotations__)
+    assert chats - {"stream"} <= {*ChatRequest.model_fields, *unserved.CHAT}
+    assert texts - {"stream"} <= {*CompletionRequest.model_fields, *unserved.COMPLETION}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glmjax.bench.synthetic import make_tokenizer
-from glmjax.text.detokenizer import Detokenizer
+from glmjax.text.detokenizer import Detokenizer, StopCutter
+from glmjax.text.stops import StopMatcher
 from glmjax.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(make_tokenizer(512))
@@ -114,9 +115,8 @@ def test_special_tokens_are_text_where_asked():
 
 def test_work_is_linear_in_the_length():
     """Counts automaton steps rather than time: at most two for each character."""
-    detokenizer = Detokenizer(TOKENIZER, ["a" * 60 + "b", "ab" * 20 + "c"])
-    matcher, count = detokenizer._matcher, 0
-    assert matcher is not None
+    stops = ["a" * 60 + "b", "ab" * 20 + "c"]
+    cutter, matcher, count = StopCutter(stops), StopMatcher(stops), 0
     real = matcher._next
 
     class Counting(list):
@@ -126,8 +126,20 @@ def test_work_is_linear_in_the_length():
             return real[index]
 
     matcher._next = Counting()
+    cutter._matcher = matcher
     text = ("a" * 49 + "ab" * 19 + "a") * 50
-    for token_id in (BYTE_IDS[b] for b in text.encode()):
-        detokenizer.push(token_id)
-    assert detokenizer.matched is None
-    assert count <= 5 * len(text)
+    shown = "".join(map(cutter.push, text))
+    assert (cutter.matched, shown + cutter.finish()) == (None, text)
+    assert len(text) < count <= 5 * len(text)
+
+
+@given(texts, st.integers(1, 5), stop_lists)
+def test_a_cutter_may_begin_anew(text: str, size: int, stops: list[str]):
+    """Behind `finish`, what was held before counts no more."""
+    cutter = StopCutter(stops)
+    shown = "".join(cutter.push(text[i : i + size]) for i in range(0, len(text), size))
+    if cutter.matched is not None:
+        return
+    assert shown + cutter.finish() == text
+    again, matched = expected(text, stops)
+    assert (cutter.push(text) + cutter.finish(), cutter.matched) == (again, matched)

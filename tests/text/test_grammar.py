@@ -29,7 +29,6 @@ STACK_SIZE = threading.stack_size()
 VOCAB = 1100  # a padded embedding: the tokenizer has 1024
 TOKENIZER = Tokenizer.from_folder(NANO)
 GRAMMARS = Grammars(TOKENIZER, VOCAB, ENDS)
-THINK_END = TOKENIZER.token_id("</think>")
 BYTES = {TOKENIZER.token_bytes(i)[0]: i for i in range(1003) if len(TOKENIZER.token_bytes(i)) == 1}
 OBJECT = GrammarSpec("json_object")
 seeds = st.integers(0, 2**32)
@@ -39,8 +38,8 @@ def allowed(mask: np.ndarray) -> list[int]:
     return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist()
 
 
-def start(spec: GrammarSpec, prefix: str = "", **options: Any) -> GrammarConstraint:
-    constraint = GRAMMARS.constraint(spec, **options)
+def start(spec: GrammarSpec, prefix: str = "") -> GrammarConstraint:
+    constraint = GRAMMARS.constraint(spec)
     constraint.advance(TOKENIZER.encode(prefix))
     return constraint
 
@@ -254,9 +253,9 @@ SPECS = [
 ]
 
 
-def stepwise(spec: GrammarSpec, tokens: Sequence[int], after: int | None) -> np.ndarray:
+def stepwise(spec: GrammarSpec, tokens: Sequence[int]) -> np.ndarray:
     """Masks before the first and behind each of the tokens, one by one."""
-    constraint = GRAMMARS.constraint(spec, after)
+    constraint = GRAMMARS.constraint(spec)
     masks = [constraint.masks(())[0]]
     for token in tokens:
         constraint.advance([token])
@@ -265,21 +264,18 @@ def stepwise(spec: GrammarSpec, tokens: Sequence[int], after: int | None) -> np.
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(SPECS), seeds, st.booleans(), st.data())
-def test_drafts_are_as_steps(spec: GrammarSpec, seed: int, thinks: bool, data: st.DataObject):
+@given(st.sampled_from(SPECS), seeds, st.data())
+def test_drafts_are_as_steps(spec: GrammarSpec, seed: int, data: st.DataObject):
     tokens = walk(GRAMMARS.constraint(spec), seed)
-    if thinks:
-        tokens = [*TOKENIZER.encode("so {"), THINK_END, *tokens]
-    after = THINK_END if thinks else None
     split = data.draw(st.integers(0, len(tokens)))
     drafts = tokens[split : split + data.draw(st.integers(0, 6))]
-    constraint = GRAMMARS.constraint(spec, after)
+    constraint = GRAMMARS.constraint(spec)
     constraint.advance(tokens[:split])
 
     masks = constraint.masks(drafts)
     assert masks.dtype == np.uint32
     assert masks.shape == (len(drafts) + 1, -(-VOCAB // 32))
-    steps = stepwise(spec, tokens, after)
+    steps = stepwise(spec, tokens)
     np.testing.assert_array_equal(masks, steps[split : split + len(masks)])
     np.testing.assert_array_equal(constraint.masks(()), steps[split : split + 1])
     constraint.advance(drafts)
@@ -353,29 +349,6 @@ def test_without_end_tokens_grammars_are_refused(ends: tuple[int, ...]):
     with pytest.raises(InvalidRequestError, match="names no end token") as error:
         Grammars(TOKENIZER, VOCAB, ends).constraint(GrammarSpec("regex", "a", "regex"))
     assert error.value.param == "regex"
-
-
-# Behind a token
-
-
-def test_before_its_token_a_grammar_allows_all():
-    constraint = start(GrammarSpec("regex", "a"), "<think>anything", after=THINK_END)
-    assert nexts(constraint) == list(range(VOCAB))
-    before, behind = constraint.masks([THINK_END])
-    assert allowed(before) == list(range(VOCAB))
-    assert allowed(behind) == TOKENIZER.encode("a")
-    assert nexts(constraint) == list(range(VOCAB))
-    constraint.advance([THINK_END])
-    assert nexts(constraint) == TOKENIZER.encode("a")
-    with pytest.raises(InvalidRequestError):
-        constraint.advance([THINK_END])
-
-
-def test_an_end_before_its_token():
-    constraint = GRAMMARS.constraint(OBJECT, after=THINK_END)
-    assert len(constraint.masks([ENDS[0], 5])) == 3
-    constraint.advance(ENDS[:1])
-    constraint.advance([])
 
 
 # Errors

@@ -1,0 +1,67 @@
+"""Anthropic's Messages API: /v1/messages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Iterator
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from glmjax.server.anthropic_messages import Origins, in_places
+from glmjax.server.anthropic_types import (
+    SPELLING,
+    UNSERVED,
+    Conversation,
+    MessagesRequest,
+    PromptRequest,
+)
+from glmjax.server.anthropic_words import Answer
+from glmjax.server.chat import generate_chat
+from glmjax.server.http_context import FrontendOf
+from glmjax.server.http_streams import EventStream, until_disconnect
+from glmjax.server.json_body import JsonRoute
+from glmjax.server.json_response import JSONResponse
+from glmjax.server.sampling_fields import spelled
+from glmjax.server.unserved import check_extra
+
+router = APIRouter(prefix="/v1", route_class=JsonRoute)
+
+
+@router.post("/messages")
+async def messages(body: MessagesRequest, request: Request, frontend: FrontendOf) -> Response:
+    """Continue a conversation, without a thought unless `thinking` asks for one."""
+    chat, origins = await asyncio.to_thread(_chat, body)
+    with _worded(origins):
+        generation = await generate_chat(chat, f"msg_{secrets.token_hex(12)}", frontend)
+    name = frontend.served.name
+    answer = Answer(generation.id, name, body.max_tokens, body.shows_thoughts)
+    if body.stream:
+        return EventStream(generation, answer.events(generation))
+    async with generation:
+        whole = await until_disconnect(request.receive, answer.whole(generation))
+    return JSONResponse(whole)
+
+
+@router.post("/messages/count_tokens")
+async def count_tokens(body: PromptRequest, frontend: FrontendOf) -> Response:
+    """How many tokens a conversation's prompt has, those included that may be cached."""
+    chat, origins = await asyncio.to_thread(_chat, body)
+    chat.check_model(frontend.served)
+    with _worded(origins):
+        prompt = await asyncio.to_thread(chat.prompt, frontend.served)
+    return JSONResponse({"input_tokens": len(prompt)})
+
+
+def _chat(body: PromptRequest) -> tuple[Conversation, Origins]:
+    check_extra(body, UNSERVED)
+    return body.chat()
+
+
+@contextlib.contextmanager
+def _worded(origins: Origins) -> Iterator[None]:
+    """Make errors speak of the client's own fields and messages."""
+    with in_places(origins), spelled(SPELLING):
+        yield

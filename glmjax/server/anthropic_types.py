@@ -1,0 +1,296 @@
+"""Requests of Anthropic's Messages API."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from glmjax.errors import InvalidRequestError
+from glmjax.server.anthropic_messages import (
+    ChatMessage,
+    Message,
+    Origins,
+    TextOnly,
+    conversation,
+    only,
+)
+from glmjax.server.choice import ChoiceSpec
+from glmjax.server.openai_types import ChatRequest, Thinking
+from glmjax.server.served import ServedModel
+from glmjax.server.unserved import Neutral
+
+# Fields that are not served, and the values with which they ask for nothing.
+UNSERVED: Neutral = {
+    "speed": ("standard",),
+    "container": (),
+    "mcp_servers": ([],),
+    "compaction": (),
+    "fallbacks": ([],),
+    # these change nothing that is generated
+    "metadata": (...,),
+    "cache_control": (...,),
+    "service_tier": (...,),
+    "inference_geo": (...,),
+    "diagnostics": (...,),
+    "user_profile_id": (...,),
+    "workspace_id": (...,),
+    "billing_policy": (...,),
+}
+# The client's names of what errors may be about.
+SPELLING = {
+    "stop": "stop_sequences",
+    "response_format": "output_config.format",
+    "max_thinking_tokens": "thinking.budget_tokens",
+    "continue_final_message": "messages",
+    "reasoning_content": "a thinking block",
+}
+CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+
+
+class ThreadError(InvalidRequestError):
+    """A request wants the server to hold its conversation. HTTP 400.
+
+    Attributes:
+        details: by these Anthropic's client knows that it has to send all of it, and does.
+    """
+
+    details = MappingProxyType({"error_code": "thread_unsupported_request"})
+
+
+class Fields(BaseModel):
+    """An object of a request; it names a field that it does not know."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ThinkingConfig(Fields):
+    """Whether the model thinks; `adaptive` leaves it to the model, and GLM models do."""
+
+    type: Literal["enabled", "adaptive", "disabled", "between_tools"]
+    budget_tokens: int | None = None
+    display: Literal["summarized", "omitted"] | None = None
+
+    @property
+    def on(self) -> bool:
+        """Whether the model may think."""
+        return self.type in ("enabled", "adaptive")
+
+
+class Format(Fields):
+    """The answer is JSON of this schema."""
+
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(Fields):
+    """How hard to think, which the chat template may read, and the form of the answer."""
+
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: Format | None = None
+
+
+class Tool(Fields):
+    """A tool that the client runs. All tools are shown to the model from the beginning."""
+
+    type: Literal["custom"] | None = None
+    name: str
+    description: str | None = None
+    input_schema: dict[str, Any]
+    strict: bool | None = None
+    input_examples: list[dict[str, Any]] | None = None
+    allowed_callers: list[Literal["direct"]] | None = None
+    cache_control: Any = None
+    defer_loading: bool | None = None
+    eager_input_streaming: bool | None = None
+
+    def function(self) -> dict[str, Any]:
+        """In OpenAI's form; examples become JSON schema's own."""
+        examples = {"examples": self.input_examples} if self.input_examples else {}
+        words = {"description": self.description} if self.description else {}
+        strict = {"strict": True} if self.strict else {}
+        parameters = {"parameters": self.input_schema | examples}
+        return {"type": "function", "function": {"name": self.name} | words | parameters | strict}
+
+
+class ToolChoice(Fields):
+    """Which tools are called."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+    def spoken(self) -> Any:
+        """In OpenAI's form. Raises InvalidRequestError where the tool is not named."""
+        if self.type != "tool":
+            return CHOICES[self.type]
+        if self.name is None:
+            raise InvalidRequestError(
+                'tool_choice.name is missing; name the tool, or use {"type": "any"}', "tool_choice"
+            )
+        return {"type": "function", "function": {"name": self.name}}
+
+
+class ThoughtsKept(Fields):
+    """How many turns keep their thoughts."""
+
+    type: Literal["all", "thinking_turns"]
+    value: int = 1
+
+
+class ClearThinking(Fields):
+    """Leave out the thoughts of earlier turns."""
+
+    type: Literal["clear_thinking_20251015"]
+    keep: Literal["all"] | ThoughtsKept | None = None
+
+    @property
+    def keeps_more(self) -> bool:
+        """Whether more is kept than the last turn's, as chat templates do. They know only all."""
+        if isinstance(self.keep, ThoughtsKept):
+            return self.keep.type == "all" or self.keep.value > 1
+        return self.keep == "all"
+
+
+class ContextManagement(Fields):
+    """What is left out of a conversation."""
+
+    edits: list[Annotated[ClearThinking, only("type", "clear_thinking_20251015")]] | None = None
+
+    @property
+    def clear_thinking(self) -> bool | None:
+        """For the chat template; None: as it does by itself."""
+        return False if any(edit.keeps_more for edit in self.edits or ()) else None
+
+
+class Conversation(ChatRequest):
+    """A chat whose answer ends where the context does, if `max_tokens` would reach beyond it."""
+
+    def choices(self, prompts: list[list[int]], served: ServedModel) -> list[ChoiceSpec]:
+        """What to generate. Raises InvalidRequestError also where a prompt is too long."""
+        size, most = max(map(len, prompts)), served.max_seq_len - 1
+        if size > most:  # agents look for these words, and then make it shorter
+            raise InvalidRequestError(
+                f"prompt is too long: {size} tokens > {most} maximum; shorten the conversation",
+                "messages",
+            )
+        room = served.max_seq_len - size
+        fits = self.max_tokens is None or self.max_tokens <= room
+        body = self if fits else self.model_copy(update={"max_tokens": None})
+        return ChatRequest.choices(body, prompts, served)
+
+
+class PromptRequest(BaseModel):
+    """POST /v1/messages/count_tokens, and what makes the prompt of any request.
+
+    Without `thinking` the model does not think, as with Anthropic.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str
+    messages: list[Message]
+    system: str | list[TextOnly] | None = None
+    tools: list[Annotated[Tool, only("type", "custom", None)]] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: ThinkingConfig | None = None
+    output_config: OutputConfig | None = None
+    output_format: Format | None = None
+    context_management: ContextManagement | None = None
+    thread: Any = None
+
+    def chat(self) -> tuple[Conversation, Origins]:
+        """The same in OpenAI's form, and where its messages come from.
+
+        Raises:
+            InvalidRequestError: fields that contradict each other, or as `conversation` does.
+            ThreadError: it asks for a thread.
+        """
+        if self.thread is not None:
+            raise ThreadError(
+                "thread is not served: no conversation is kept here; send all of it in messages",
+                "thread",
+            )
+        messages, origins = conversation(self.messages, self.system)
+        tools = [tool.function() for tool in self.tools or ()]
+        chat = Conversation(
+            model=self.model,
+            messages=messages,
+            tools=tools or None,
+            **self._calls(),
+            **self._thought(),
+            response_format=self._format(),
+            continue_final_message=_is_begun(messages) or None,
+            **self._sampling(),
+        )
+        return chat, origins
+
+    @property
+    def shows_thoughts(self) -> bool:
+        """Whether the client wants to read them."""
+        return self.thinking is None or self.thinking.display != "omitted"
+
+    def _calls(self) -> dict[str, Any]:
+        if self.tool_choice is None:
+            return {}
+        parallel = False if self.tool_choice.disable_parallel_tool_use else None
+        return {"tool_choice": self.tool_choice.spoken(), "parallel_tool_calls": parallel}
+
+    def _thought(self) -> dict[str, Any]:
+        thinking, management = self.thinking, self.context_management
+        on = thinking is not None and thinking.on
+        return {
+            "enable_thinking": on,
+            "max_thinking_tokens": thinking.budget_tokens if thinking and on else None,
+            "thinking": Thinking(clear_thinking=management and management.clear_thinking),
+            "reasoning_effort": self.output_config and self.output_config.effort,
+        }
+
+    def _format(self) -> dict[str, Any] | None:
+        """Newer clients have it in output_config."""
+        newer = self.output_config and self.output_config.format
+        if newer and self.output_format:
+            raise InvalidRequestError(
+                "output_format and output_config.format are both given; leave one out",
+                "output_format",
+            )
+        asked = newer or self.output_format
+        schema = asked and {"name": "answer", "schema": asked.schema_, "strict": True}
+        return schema and {"type": "json_schema", "json_schema": schema}
+
+    def _sampling(self) -> dict[str, Any]:
+        return {}
+
+
+class MessagesRequest(PromptRequest):
+    """POST /v1/messages."""
+
+    max_tokens: int
+    stream: bool | None = None
+    stop_sequences: list[str] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+
+    def _sampling(self) -> dict[str, Any]:
+        budget = self.thinking and self.thinking.on and self.thinking.budget_tokens
+        if budget and budget >= self.max_tokens:
+            raise InvalidRequestError(
+                f"thinking.budget_tokens is {budget}, but must be below max_tokens, which is "
+                f"{self.max_tokens}",
+                "thinking.budget_tokens",
+            )
+        return {
+            "max_tokens": self.max_tokens,
+            "stop": self.stop_sequences,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+        }
+
+
+def _is_begun(messages: list[ChatMessage]) -> bool:
+    """Whether the conversation ends in the assistant's turn, which is to be gone on with."""
+    return messages[-1]["role"] == "assistant"

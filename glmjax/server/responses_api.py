@@ -1,0 +1,155 @@
+"""OpenAI's newer API: /v1/responses. Nothing is kept between requests."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter, HTTPException, Request
+from starlette.responses import Response
+
+from glmjax.errors import GlmjaxError
+from glmjax.server.chat import generate_chat
+from glmjax.server.choice import ChoiceDelta
+from glmjax.server.frontend import Frontend, Generation
+from glmjax.server.http_context import FrontendOf
+from glmjax.server.http_streams import EventStream, event, until_disconnect
+from glmjax.server.json_body import JsonRoute
+from glmjax.server.json_response import JSONResponse
+from glmjax.server.logprob_words import chat_words
+from glmjax.server.responses_chat import chat_request, conversation, told
+from glmjax.server.responses_types import NO_STATE, RESEND, ResponsesRequest
+from glmjax.server.responses_words import Output, Words, echo, head, new_id, usage
+from glmjax.server.text_logprobs import TextLogprobs
+from glmjax.text.parts import Content
+from glmjax.text.tokenizer import Tokenizer
+from glmjax.types import FinishReason
+
+router = APIRouter(prefix="/v1", route_class=JsonRoute)
+
+
+@router.post("/responses")
+async def create_response(
+    body: ResponsesRequest, request: Request, frontend: FrontendOf
+) -> Response:
+    """Continue a conversation."""
+    answer = await _begin(body, frontend)
+    generation = answer.generation
+    if body.stream:
+        return EventStream(generation, answer.stream())
+    async with generation:
+        whole = await until_disconnect(request.receive, answer.whole())
+    return JSONResponse(whole)
+
+
+@router.get("/responses/{response_id}", include_in_schema=False)
+@router.delete("/responses/{response_id}", include_in_schema=False)
+@router.post("/responses/{response_id}/cancel", include_in_schema=False)
+@router.get("/responses/{response_id}/input_items", include_in_schema=False)
+async def kept_response(response_id: str) -> Response:
+    """What would need a response that is kept."""
+    raise HTTPException(404, f"{NO_STATE}; {RESEND} of the next request")
+
+
+@dataclass
+class Answer:
+    """A response that is being made.
+
+    Attributes:
+        generation: what it is made of.
+        head: its fields, save for those that change.
+        tokenizer: for log probabilities.
+        text_logprobs: finds those that are wanted; None: none are.
+        output: its items so far.
+        last: what became known last.
+    """
+
+    generation: Generation
+    head: Words
+    tokenizer: Tokenizer
+    text_logprobs: TextLogprobs | None
+    output: Output = field(default_factory=Output)
+    last: ChoiceDelta | None = None
+
+    async def whole(self) -> Words:
+        """All of it, when it has ended."""
+        end: Words = {}
+        async for words in self.events():
+            end = words
+        return end["response"]
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """Its events as they are sent; a failure is the last of them."""
+        number = itertools.count()
+        try:
+            async for words in self.events():
+                yield _sent(words, next(number))
+        except GlmjaxError as error:
+            for words in self._failed(str(error)):
+                yield _sent(words, next(number))
+
+    async def events(self) -> AsyncIterator[Words]:
+        """What happens to it; the last event holds all of it. Raises as `Generation` does."""
+        for status in ("created", "in_progress"):
+            yield {"type": f"response.{status}", "response": self._response("in_progress")}
+        async for delta in self.generation:
+            self.last = delta
+            for words in self._more(delta):
+                yield words
+        for words in self._end():
+            yield words
+
+    def _more(self, delta: ChoiceDelta) -> Iterator[Words]:
+        logprobs = self._logprobs(delta)
+        for part in delta.parts:
+            own = logprobs if isinstance(part, Content) else []
+            yield from self.output.take(part, own)
+            logprobs = [] if own else logprobs
+
+    def _logprobs(self, delta: ChoiceDelta) -> list[Words]:
+        if self.text_logprobs is None:
+            return []
+        return chat_words(self.tokenizer, self.text_logprobs.take(delta))["content"]
+
+    def _end(self) -> Iterator[Words]:
+        reason = self.last and self.last.finish_reason
+        if reason is FinishReason.STOP:
+            if not self.output.answers:  # agents expect a text or a call
+                yield from self.output.take(Content(""), [])
+            yield from self._ended("completed", completed_at=int(time.time()))
+        elif reason is FinishReason.LENGTH:
+            details = {"reason": "max_output_tokens"}
+            yield from self._ended("incomplete", incomplete_details=details)
+        else:
+            yield from self._failed("the request was aborted before its end")
+
+    def _failed(self, reason: str) -> Iterator[Words]:
+        yield from self._ended("failed", error={"code": "server_error", "message": reason})
+
+    def _ended(self, status: str, **more: Any) -> Iterator[Words]:
+        yield from self.output.close("completed" if status == "completed" else "incomplete")
+        counts = None if self.last is None else usage(self.last)
+        response = self._response(status) | {"usage": counts} | more
+        yield {"type": f"response.{status}", "response": response}
+
+    def _response(self, status: str) -> Words:
+        return self.head | {"status": status, "output": list(self.output.items)}
+
+
+def _sent(words: Words, number: int) -> bytes:
+    name = b"event: " + words["type"].encode() + b"\n"
+    return name + event(words | {"sequence_number": number})
+
+
+async def _begin(body: ResponsesRequest, frontend: Frontend) -> Answer:
+    body.check_served()
+    turns, repeated = conversation(body), echo(body)
+    with told(turns):
+        chat = chat_request(body, turns)
+        generation = await generate_chat(chat, new_id("resp"), frontend)
+    served = frontend.served
+    found = TextLogprobs(generation.specs[0], served) if body.logprobs else None
+    return Answer(generation, head(generation, served) | repeated, served.tokenizer, found)

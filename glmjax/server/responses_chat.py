@@ -1,0 +1,243 @@
+"""From a request of the Responses API to the same one of chat completions."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from glmjax.errors import InvalidRequestError
+from glmjax.server.openai_types import ChatRequest
+from glmjax.server.responses_types import (
+    CallItem,
+    Item,
+    MessageItem,
+    ReasoningItem,
+    ResponsesRequest,
+    ResultItem,
+    Text,
+    TextFormat,
+)
+from glmjax.server.sampling_fields import spelled
+
+# Fields of both, which mean the same.
+SHARED = (ResponsesRequest.model_fields.keys() & ChatRequest.model_fields.keys()) - {
+    "stream_options"
+}
+# Fields of a tool that ask for nothing with these values; the model does not see them.
+TOOL = {
+    "allowed_callers": (["direct"],),
+    "async": (False,),
+    "defer_loading": (False,),
+    "output_schema": (...,),
+}
+# The client's names of what errors may be about.
+SPELLING = {
+    "max_completion_tokens": "max_output_tokens",
+    "max_tokens": "max_output_tokens",
+    "messages": "input",
+    "min_tokens": "min_tokens",
+    "prompt": "input",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
+}
+# What errors begin with.
+PLACE = re.compile(r"\Amessages\[(\d+)\](\.content|\.tool_calls\[\d+\])?(?:\.function)?")
+TOOL_PLACE = re.compile(r"\A(tools\[\d+\])\.function")
+EXPECTED = (
+    'expected "none", "auto", "required", {"type": "function", "name": ...} or '
+    '{"type": "allowed_tools", "mode": "auto" or "required", "tools": [...]}'
+)
+
+Message = dict[str, Any]
+
+
+@dataclass
+class Turn:
+    """A message of the conversation.
+
+    Attributes:
+        message: as in chat completions.
+        places: where in the request its parts stand, by their place in the message.
+    """
+
+    message: Message
+    places: dict[str, str]
+
+
+def chat_request(body: ResponsesRequest, turns: list[Turn]) -> ChatRequest:
+    """The request that gives the same answer.
+
+    Args:
+        body: what was asked for.
+        turns: its conversation.
+
+    Raises:
+        InvalidRequestError: tools, tool_choice or text.format are malformed.
+    """
+    own = {
+        "messages": [turn.message for turn in turns],
+        "max_completion_tokens": body.max_output_tokens,
+        "tools": [_tool(tool, f"tools[{i}]") for i, tool in enumerate(body.tools or ())],
+        "tool_choice": _tool_choice(body.tool_choice),
+        "response_format": _response_format(body.text.format if body.text else None),
+        "reasoning_effort": body.reasoning.effort if body.reasoning else None,
+        "logprobs": body.logprobs,
+    }
+    return ChatRequest(**{name: getattr(body, name) for name in SHARED} | own)
+
+
+@contextlib.contextmanager
+def told(turns: list[Turn]) -> Iterator[None]:
+    """Make errors about a `chat_request` name what the client sent."""
+
+    def place(found: re.Match[str]) -> str:
+        places, part = turns[int(found[1])].places, found[2] or ""
+        return places.get(part) or places[""] + part
+
+    with spelled(SPELLING):
+        try:
+            yield
+        except InvalidRequestError as error:
+            words = TOOL_PLACE.sub(r"\1", PLACE.sub(place, str(error)))
+            raise type(error)(words, error.param) from None
+
+
+# The conversation
+
+
+def conversation(body: ResponsesRequest) -> list[Turn]:
+    """A request's instructions and input.
+
+    What the assistant thought, said and called, one behind the other, is one turn of its, as the
+    model wrote it in one go; a thought begins the next one, and so does a second text.
+    """
+    turns: list[Turn] = []
+    if body.instructions:
+        turns.append(_text_turn("system", body.instructions, "instructions"))
+    if isinstance(body.input, str):
+        turns.append(_text_turn("user", body.input, "input"))
+    else:
+        for i, item in enumerate(body.input):
+            _add(turns, item, f"input[{i}]")
+    return turns
+
+
+def _text_turn(role: str, text: str, place: str) -> Turn:
+    return Turn({"role": role, "content": text}, {"": place, ".content": place})
+
+
+def _add(turns: list[Turn], item: Item, place: str) -> None:
+    match item:
+        case MessageItem(role="assistant"):
+            _say(turns, item, place)
+        case MessageItem():
+            turns.append(Turn({"role": item.role, "content": item.content}, {"": place}))
+        case ReasoningItem():
+            _think(turns, item, place)
+        case CallItem():
+            _call(turns, item, place)
+        case ResultItem():
+            message = {"role": "tool", "tool_call_id": item.call_id, "content": item.output}
+            turns.append(Turn(message, {"": place, ".content": f"{place}.output"}))
+
+
+def _say(turns: list[Turn], item: MessageItem, place: str) -> None:
+    turn = _assistant(turns, place, lambda said: "content" in said and "tool_calls" not in said)
+    turn.places[".content"] = f"{place}.content"
+    turn.message["content"] = [*turn.message.get("content", ()), *_parts(item.content)]
+
+
+def _think(turns: list[Turn], item: ReasoningItem, place: str) -> None:
+    if not item.text:
+        return
+    turn = _assistant(turns, place, lambda said: "content" in said or "tool_calls" in said)
+    thought = turn.message.get("reasoning_content")
+    turn.message["reasoning_content"] = f"{thought}\n{item.text}" if thought else item.text
+
+
+def _call(turns: list[Turn], item: CallItem, place: str) -> None:
+    turn = _assistant(turns, place, lambda said: False)
+    calls = turn.message.setdefault("tool_calls", [])
+    turn.places[f".tool_calls[{len(calls)}]"] = place
+    function = {"name": item.name, "arguments": item.arguments}
+    calls.append({"id": item.call_id, "type": "function", "function": function})
+
+
+def _assistant(turns: list[Turn], place: str, full: Callable[[Message], bool]) -> Turn:
+    """The assistant's turn that goes on, else a new one."""
+    last = turns[-1].message if turns else {}
+    if last.get("role") != "assistant" or full(last):
+        turns.append(Turn({"role": "assistant"}, {"": place}))
+    return turns[-1]
+
+
+def _parts(content: Text) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+# Tools and formats
+
+
+def _tool(tool: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """A tool in the form of chat completions, its own fields as they were given."""
+    kind = tool.get("type")
+    if kind != "function":
+        raise InvalidRequestError(
+            f"{place}.type is {kind!r}, but this server runs no tools itself: only those of type "
+            '"function" are served; leave it out',
+            "tools",
+        )
+    for name, neutral in TOOL.items():
+        value = tool.get(name)
+        if value is not None and ... not in neutral and value not in neutral:
+            raise InvalidRequestError(f"{place}.{name} is not served yet; leave it out", "tools")
+    function = {name: value for name, value in tool.items() if name not in ("type", *TOOL)}
+    return {"type": "function", "function": function}
+
+
+def _tool_choice(choice: str | dict[str, Any] | None) -> Any:
+    """The same choice in the form of chat completions; that knows which tools there are."""
+    if choice is None or choice in ("none", "auto", "required"):
+        return choice
+    if isinstance(choice, dict):
+        kind, mode, tools = (choice.get(name) for name in ("type", "mode", "tools"))
+        if kind == "function" and isinstance(choice.get("name"), str):
+            return _named(choice)
+        if kind == "allowed_tools" and mode in ("auto", "required") and _are_named(tools):
+            allowed = {"mode": mode, "tools": [_named(tool) for tool in tools or ()]}
+            return {"type": "allowed_tools", "allowed_tools": allowed}
+    raise InvalidRequestError(f"tool_choice is {choice!r}; {EXPECTED}", "tool_choice")
+
+
+def _named(tool: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": tool["name"]}}
+
+
+def _are_named(tools: Any) -> bool:
+    """Whether it is a list, not an empty one, of tools by their names."""
+    if not isinstance(tools, list) or not tools:
+        return False
+    return all(
+        isinstance(tool, dict)
+        and tool.get("type") == "function"
+        and isinstance(tool.get("name"), str)
+        for tool in tools
+    )
+
+
+def _response_format(asked: TextFormat | None) -> dict[str, Any] | None:
+    if asked is None:
+        return None
+    if asked.type != "json_schema":
+        return {"type": asked.type}
+    if asked.schema_ is None:
+        raise InvalidRequestError(
+            'text.format is of type "json_schema", but has no schema: send {"type": "json_schema", '
+            '"name": ..., "schema": {...}}',
+            "text.format",
+        )
+    named = {"name": asked.name, "schema": asked.schema_, "strict": asked.strict}
+    return {"type": "json_schema", "json_schema": named}

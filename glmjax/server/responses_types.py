@@ -1,0 +1,220 @@
+"""Requests of OpenAI's Responses API, which sends a conversation as a list of items."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
+
+from glmjax.errors import InvalidRequestError
+from glmjax.server import unserved
+from glmjax.server.openai_types import Thinking
+from glmjax.server.sampling_fields import SamplingFields
+from glmjax.server.unserved import Neutral
+
+NO_STATE = "this server keeps no responses"
+RESEND = "send the whole conversation in input"
+LOGPROBS = "message.output_text.logprobs"
+Include = Literal[
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",  # thoughts are not encrypted: they come as they are
+    # of tools that OpenAI runs and of images: there is nothing to include
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+]
+# What would need something kept, and what to do instead.
+STATEFUL = {
+    "background": "wait for the answer, or stream it",
+    "conversation": RESEND,
+    "previous_response_id": RESEND,
+    "prompt": "send its text as instructions and input",
+    "store": "leave it out, or send false",
+}
+NEUTRAL: Neutral = {
+    **unserved.SAMPLING,
+    **dict.fromkeys(STATEFUL, (False,)),
+    "access_programs": (),
+    "background_options": (),
+    "context_management": ([],),
+    "lora_path": (),
+    "moderation": (),
+    "return_hidden_states": (False,),
+    # these change nothing that is generated
+    "client_metadata": (...,),
+    "image": (...,),
+    "max_tool_calls": (...,),  # of tools that OpenAI runs
+    "prompt_cache_options": (...,),
+    "prompt_cache_retention": (...,),
+    "service_tier": (...,),
+}
+REASONING: Neutral = {"context": ("auto", "current_turn"), "mode": ("standard",)}
+
+# Text, or parts of text as the chat template takes them.
+Text = str | list[dict[str, Any]]
+
+
+class MessageItem(BaseModel):
+    """What somebody says; without `type` too."""
+
+    type: Literal["message"] | None = None
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Text
+
+
+class ThoughtText(BaseModel):
+    """A piece of a thought."""
+
+    text: str
+
+
+class ReasoningItem(BaseModel):
+    """What the assistant thought. Where it has content, its summary says nothing more."""
+
+    type: Literal["reasoning"]
+    summary: list[ThoughtText] | None = None
+    content: list[ThoughtText] | None = None
+
+    @property
+    def text(self) -> str:
+        """The thought; "" where it is not there, or only encrypted."""
+        return "\n".join(piece.text for piece in self.content or self.summary or ())
+
+
+class CallItem(BaseModel):
+    """A tool that the assistant called."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+
+
+class ResultItem(BaseModel):
+    """What a tool answered."""
+
+    type: Literal["function_call_output"]
+    call_id: str | None = None
+    output: Text
+
+
+KINDS = ("message", "reasoning", "function_call", "function_call_output")
+UNKNOWN_ITEM = "is of type {kind}, but must be of " + ", ".join(KINDS[:-1]) + " or " + KINDS[-1]
+
+
+def _kind(item: Any) -> Any:
+    kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
+    return "message" if kind is None else kind
+
+
+def _known(item: Any) -> Any:
+    kind = _kind(item)
+    if kind == "item_reference":
+        raise PydanticCustomError("item_type", f"is an item_reference, but {NO_STATE}; {RESEND}")
+    if kind not in KINDS:
+        raise PydanticCustomError("item_type", UNKNOWN_ITEM, {"kind": ascii(kind)[:60]})  # type: ignore[arg-type]
+    return item
+
+
+Item = Annotated[
+    Annotated[MessageItem, Tag("message")]
+    | Annotated[ReasoningItem, Tag("reasoning")]
+    | Annotated[CallItem, Tag("function_call")]
+    | Annotated[ResultItem, Tag("function_call_output")],
+    Discriminator(_kind),
+    BeforeValidator(_known),
+]
+
+
+class ReasoningOptions(BaseModel):
+    """How the model thinks. Thoughts come as they are, so that there are no summaries of them."""
+
+    model_config = ConfigDict(extra="allow")
+
+    effort: str | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+
+
+class TextFormat(BaseModel):
+    """What the answer's text must be."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class TextOptions(BaseModel):
+    """How the answer is worded; the model has no switch for verbosity."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: TextFormat | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class ResponseStreamOptions(BaseModel):
+    """Nothing is ever obfuscated."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_obfuscation: bool | None = None
+
+
+class ResponsesRequest(SamplingFields):
+    """POST /v1/responses: OpenAI's fields, and those of chat completions that it does not have."""
+
+    model: str | None = None
+    input: str | list[Item]
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextOptions | None = None
+    reasoning: ReasoningOptions | None = None
+    include: list[Include] | None = None
+    top_logprobs: int | None = None
+    stream: bool | None = None
+    stream_options: ResponseStreamOptions | None = None
+    truncation: Literal["disabled"] | None = None
+    metadata: dict[str, str] | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+    user: str | None = None
+
+    min_tokens: int | None = None
+    priority: int | None = None
+    timeout: float | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
+    enable_thinking: bool | None = None
+    thinking: Thinking | None = None
+    max_thinking_tokens: int | None = None
+    separate_reasoning: bool | None = None
+    stream_reasoning: bool | None = None
+
+    @property
+    def logprobs(self) -> bool:
+        """Whether log probabilities of the text are wanted."""
+        return bool(self.top_logprobs) or LOGPROBS in (self.include or ())
+
+    def check_served(self) -> None:
+        """Raise InvalidRequestError when something is asked for that is not served."""
+        extra = self.model_extra or {}
+        for name, instead in STATEFUL.items():
+            if extra.get(name) not in (None, False):
+                raise InvalidRequestError(f"{name} is not served: {NO_STATE}; {instead}", name)
+        unserved.check_extra(self, NEUTRAL)
+        if self.reasoning is not None:
+            unserved.check_extra(self.reasoning, REASONING, "reasoning.")
+        if self.n not in (None, 1):
+            raise InvalidRequestError(f"n is {self.n}, but a response has one answer", "n")

@@ -1,0 +1,246 @@
+"""How the Responses API words an answer: its items, and the events that tell of them."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import orjson
+
+from glmjax.errors import InvalidRequestError
+from glmjax.server.choice import ChoiceDelta
+from glmjax.server.frontend import Generation
+from glmjax.server.responses_types import (
+    ReasoningOptions,
+    ResponsesRequest,
+    TextFormat,
+    TextOptions,
+)
+from glmjax.server.served import ServedModel
+from glmjax.text.parts import CallArguments, CallBegin, Content, Part, Reasoning
+
+Words = dict[str, Any]  # an object of the API
+
+
+def new_id(prefix: str) -> str:
+    """An id that is nothing else's."""
+    return f"{prefix}_{secrets.token_hex(12)}"
+
+
+class _Kind(NamedTuple):
+    """A kind of items.
+
+    Attributes:
+        prefix: of ids.
+        events: how the names of the events about its text begin.
+        text: what they call the whole text.
+        part: the type of its one content part; None: it has none.
+        words: its own fields, given its content.
+    """
+
+    prefix: str
+    events: str
+    text: str
+    part: str | None
+    words: Callable[[_Item, list[Words]], Words]
+
+
+@dataclass
+class _Item:
+    """An item as far as it is known.
+
+    Attributes:
+        kind: of it.
+        begin: the part that it began with.
+        index: its place in the output.
+        id, call_id: made up.
+        texts: what it says, piece by piece.
+        logprobs: of its tokens, where they were asked for.
+    """
+
+    kind: _Kind
+    begin: Part
+    index: int
+    id: str
+    call_id: str = field(default_factory=lambda: new_id("call"))
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[Words] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """What it says."""
+        return "".join(self.texts)
+
+    def goes_on(self, part: Part) -> bool:
+        """Whether `part` is more of it."""
+        kind = type(part)
+        return kind is CallArguments or (kind is type(self.begin) and kind is not CallBegin)
+
+    def opened(self) -> Iterator[Words]:
+        """It begins."""
+        yield self._item_event("added", "in_progress", [])
+        if self.kind.part:
+            yield self._event("response.content_part.added", part=self._part())
+
+    def said(self, text: str, logprobs: list[Words]) -> Iterator[Words]:
+        """More of its text."""
+        self.texts.append(text)
+        self.logprobs += logprobs
+        if text:
+            yield self._event(f"{self.kind.events}.delta", delta=text, **self._logged(logprobs))
+
+    def closed(self, status: str) -> Iterator[Words]:
+        """It ends; the last of these events holds all of it."""
+        whole = {self.kind.text: self.text} | self._logged(self.logprobs)
+        yield self._event(f"{self.kind.events}.done", **whole)
+        if self.kind.part:
+            yield self._event("response.content_part.done", part=self._part())
+        yield self._item_event("done", status, [self._part()])
+
+    def _part(self) -> Words:
+        noted = {"annotations": []} if isinstance(self.begin, Content) else {}
+        words = {"type": self.kind.part, "text": self.text}
+        return words | noted | self._logged(self.logprobs)
+
+    def _logged(self, logprobs: list[Words]) -> Words:
+        return {"logprobs": list(logprobs)} if isinstance(self.begin, Content) else {}
+
+    def _item_event(self, what: str, status: str, content: list[Words]) -> Words:
+        item = {"id": self.id, "status": status} | self.kind.words(self, content)
+        type_ = f"response.output_item.{what}"
+        return {"type": type_, "output_index": self.index, "item": item}
+
+    def _event(self, type_: str, **words: Any) -> Words:
+        place = {"type": type_, "item_id": self.id, "output_index": self.index}
+        return place | ({"content_index": 0} if self.kind.part else {}) | words
+
+
+def _reasoning(item: _Item, content: list[Words]) -> Words:
+    return {"type": "reasoning", "summary": [], "content": content, "encrypted_content": None}
+
+
+def _message(item: _Item, content: list[Words]) -> Words:
+    return {"type": "message", "role": "assistant", "content": content}
+
+
+def _function_call(item: _Item, content: list[Words]) -> Words:
+    assert isinstance(item.begin, CallBegin)
+    call = {"call_id": item.call_id, "name": item.begin.name, "arguments": item.text}
+    return {"type": "function_call"} | call
+
+
+_KINDS: dict[type[Part], _Kind] = {
+    Reasoning: _Kind("rs", "response.reasoning_text", "text", "reasoning_text", _reasoning),
+    Content: _Kind("msg", "response.output_text", "text", "output_text", _message),
+    CallBegin: _Kind("fc", "response.function_call_arguments", "arguments", None, _function_call),
+}
+
+
+class Output:
+    """An answer's items, in the order in which they are said.
+
+    The events, in order, add up to `items`: pieces to texts, texts to items.
+
+    Attributes:
+        items: those that have ended.
+    """
+
+    def __init__(self) -> None:
+        self.items: list[Words] = []
+        self._open: _Item | None = None
+
+    def take(self, part: Part, logprobs: list[Words]) -> Iterator[Words]:
+        """Events that tell of one more part, with the log probabilities of its tokens."""
+        if self._open is None or not self._open.goes_on(part):
+            yield from self.close("completed")
+            kind = _KINDS[type(part)]
+            self._open = _Item(kind, part, len(self.items), new_id(kind.prefix))
+            yield from self._open.opened()
+        if not isinstance(part, CallBegin):
+            yield from self._open.said(part.text, logprobs)
+
+    def close(self, status: str) -> Iterator[Words]:
+        """Events that tell of the end of the item that goes on, if one does."""
+        if self._open is None:
+            return
+        *events, end = self._open.closed(status)
+        self.items.append(end["item"])
+        self._open = None
+        yield from (*events, end)
+
+    @property
+    def answers(self) -> bool:
+        """Whether anything but thoughts is in it."""
+        return any(item["type"] != "reasoning" for item in self.items) or (
+            self._open is not None and not isinstance(self._open.begin, Reasoning)
+        )
+
+
+def usage(last: ChoiceDelta) -> Words:
+    """Tokens counted."""
+    return {
+        "input_tokens": last.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": last.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": last.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": last.reasoning_tokens},
+        "total_tokens": last.prompt_tokens + last.completion_tokens,
+    }
+
+
+def echo(body: ResponsesRequest) -> Words:
+    """What an answer repeats of its request.
+
+    Raises:
+        InvalidRequestError: something that no JSON answer can hold.
+    """
+    reasoning, text = body.reasoning or ReasoningOptions(), body.text or TextOptions()
+    form = text.format or TextFormat.model_validate({"type": "text"})
+    given = {
+        "tools": body.tools or [],
+        "tool_choice": body.tool_choice or "auto",
+        "text": {
+            "format": form.model_dump(by_alias=True, exclude_unset=True),
+            "verbosity": text.verbosity or "medium",
+        },
+    }
+    return {name: _json(name, value) for name, value in given.items()} | {
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "metadata": body.metadata or {},
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "prompt_cache_key": body.prompt_cache_key,
+        "reasoning": {"effort": reasoning.effort, "summary": reasoning.summary},
+        "safety_identifier": body.safety_identifier,
+        "top_logprobs": body.top_logprobs or 0,
+        "user": body.user,
+    }
+
+
+def head(generation: Generation, served: ServedModel) -> Words:
+    """What an answer says of itself, whatever it is and was asked."""
+    sampling = generation.specs[0].sampling
+    nothing = ("completed_at", "error", "incomplete_details", "previous_response_id", "usage")
+    return {
+        "id": generation.id,
+        "object": "response",
+        "created_at": int(time.time()),
+        "model": served.name,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "background": False,
+        "service_tier": "default",
+        "store": False,
+        "truncation": "disabled",
+    } | dict.fromkeys(nothing)
+
+
+def _json(name: str, value: Any) -> orjson.Fragment:
+    try:
+        return orjson.Fragment(orjson.dumps(value))
+    except TypeError as error:
+        raise InvalidRequestError(
+            f"{name} cannot be repeated in the answer, which is JSON: {error}", name
+        ) from None
