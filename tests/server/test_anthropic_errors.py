@@ -303,7 +303,7 @@ SOUND: dict[str, Any] = {
         assistant(thought("hm"), text("a"), use("f", a=1)),
         user(result("f", [text("4")]), text("and?")),
     ],
-    "tools": [TOOL | {"type": "custom"}],
+    "tools": [TOOL | {"type": "custom", "strict": True, "input_examples": [{}]}],
     "tool_choice": {"type": "auto"},
     "thinking": {"type": "enabled", "budget_tokens": 1},
     "output_config": {"effort": "low", "format": FORMAT},
