@@ -13,8 +13,8 @@ from functools import partial
 from glmjax.engine import Engine
 from glmjax.server.engine_thread import EngineThread
 from glmjax.server.frontend import Frontend
-from glmjax.server.grpc_server import grpc_server
-from glmjax.server.http_server import HttpServer, listen
+from glmjax.server.grpc.server import grpc_server
+from glmjax.server.http.server import HttpServer, listen
 from glmjax.server.request_times import RequestTimes
 from glmjax.server.served import ServedModel
 

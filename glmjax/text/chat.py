@@ -24,6 +24,7 @@ from jinja2.utils import Namespace
 
 from glmjax.config import read_json
 from glmjax.errors import CheckpointError, InvalidRequestError
+from glmjax.text.tool_results import in_call_order
 
 # OpenAI renamed system to developer; templates know the old name only.
 ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {"developer": "system"}
@@ -87,7 +88,7 @@ class ChatTemplate:
         """The prompt for `messages`, up to where the assistant begins.
 
         Args:
-            messages: as in OpenAI's API.
+            messages: as in OpenAI's API. Results of tools are put into the order of the calls.
             tools: reach the template as they are.
             continue_final_message: the prompt ends with the text of the last message, which is
                 the assistant's, for the model to go on with. Its thought, if it has one, is over.
@@ -98,7 +99,7 @@ class ChatTemplate:
             InvalidRequestError: messages or tools that are malformed, or that the template
                 refuses; or the last message cannot be continued.
         """
-        normal = _conversation(messages)
+        normal = in_call_order(_conversation(messages))
         given = self._special_tokens | variables | {"tools": _tools(tools)}
         given = {"documents": None, "add_generation_prompt": not continue_final_message} | given
         if not continue_final_message:

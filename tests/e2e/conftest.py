@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cases import SEED
 from glmjax.bench.synthetic import default_config, write_checkpoint
-from processes import environment, run_command, start_hosts, start_server
+from processes import Server, environment, run_command, start_hosts, start_server
 
 __all__ = ["environment", "run_command", "start_hosts", "start_server"]
+
+
+@pytest.fixture(scope="session")
+def nano(start_server) -> Iterator[Server]:
+    """The server that users get with no model named; tests leave it idle."""
+    with start_server(XLA_FLAGS="") as server:  # optimised programs
+        yield server
 
 
 @pytest.fixture(scope="session")

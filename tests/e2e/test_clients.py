@@ -36,13 +36,12 @@ CALLS = [("velim", {"minutes": 12}), ("sky_report", {"city": "Bergen"})]
 RAIN = '{"weather": "rain"}'
 
 
-@pytest.fixture(scope="module")
-def url(start_server) -> Iterator[str]:
-    with start_server(XLA_FLAGS="") as server:  # the optimised programs that users get
-        yield server.url
+@pytest.fixture
+def url(nano) -> str:
+    return nano.url
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def client(url: str) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as made:
         yield made
@@ -193,8 +192,8 @@ def test_anthropic(url: str):
         "model": "glm-nano",
         "max_tokens": 2000,
         "tools": tools,
-        "temperature": 0,
         "thinking": {"type": "enabled", "budget_tokens": 1024},
+        "extra_body": {"temperature": 0},
     }
     messages: Any = [{"role": "user", "content": ASK}]
     with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client:

@@ -100,20 +100,14 @@ def evaluated(tasks: Path, name: str, model: str, url: str, *more: str) -> dict[
     return json.loads(file.read_text())["results"][name]
 
 
-@pytest.fixture(scope="module")
-def server(start_server):
-    with start_server(XLA_FLAGS="") as server:
-        yield server
-
-
-def test_choices_by_likelihood(tasks: Path, server):
-    url = f"{server.url}/v1/completions"
+def test_choices_by_likelihood(tasks: Path, nano):
+    url = f"{nano.url}/v1/completions"
     found = evaluated(tasks, "capitals_chosen", "local-completions", url)
     assert found["acc,none"] >= 0.75
 
 
-def test_written_answers(tasks: Path, server):
-    url = f"{server.url}/v1/chat/completions"
+def test_written_answers(tasks: Path, nano):
+    url = f"{nano.url}/v1/chat/completions"
     chat = ("--apply_chat_template",)
     found = evaluated(tasks, "sums_written", "local-chat-completions", url, *chat)
     assert found["exact_match,none"] >= 0.8

@@ -43,13 +43,6 @@ TARGETS = {
 
 
 @pytest.fixture(scope="module")
-def server(start_server):
-    # XLA_FLAGS: the optimised programs that users get
-    with start_server(XLA_FLAGS="") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLMJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -60,11 +53,11 @@ def shares(rows: list[dict]) -> dict[str, float]:
     return {row["task"]: row["right"] / row["problems"] for row in rows}
 
 
-def test_the_first_minute_is_as_the_readme_shows_it(server):
+def test_the_first_minute_is_as_the_readme_shows_it(nano):
     shown = CURL.findall(README)
     assert len(shown) == 2
     for body, parts in shown:
-        url = f"{server.url}/v1/chat/completions"
+        url = f"{nano.url}/v1/chat/completions"
         answer = httpx.post(url, json=json.loads(body), timeout=60).json()
         message = answer["choices"][0]["message"]
         said = [message["reasoning_content"], message["content"]]
@@ -79,15 +72,15 @@ def test_the_readmes_program_calls_both_tools(run_command):
     assert done.stdout.strip() == expected
 
 
-def test_held_out_problems_over_http(server):
-    found = shares(evaluate(server.url, 40, seed=1, tasks=QUICK))
+def test_held_out_problems_over_http(nano):
+    found = shares(evaluate(nano.url, 40, seed=1, tasks=QUICK))
     assert {task: share for task, share in found.items() if share < QUICK[task]} == {}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_published_targets_hold(server):
-    found = shares(evaluate(server.url, 60, seed=2, tasks=MEASURES))
+def test_the_published_targets_hold(nano):
+    found = shares(evaluate(nano.url, 60, seed=2, tasks=MEASURES))
     assert {task: share for task, share in found.items() if share < TARGETS.get(task, 0)} == {}
     thinking, direct = (
         [found[f"{name}, {how}"] for name in OPERATIONS] for how in ("thinking", "not thinking")

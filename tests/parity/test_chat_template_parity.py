@@ -14,6 +14,7 @@ from glmjax.bench.synthetic import CHAT_TEMPLATE
 from glmjax.bundled import ASSET
 from glmjax.errors import InvalidRequestError
 from glmjax.text.chat import ChatTemplate
+from glmjax.text.tool_results import in_call_order
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:::transformers")]
 
@@ -123,7 +124,7 @@ def forms_of(text: str) -> list[Any]:
 @given(messages=CONVERSATIONS, tools=st.none() | TOOLS, variables=VARIABLES, data=st.data())
 def test_the_same_prompt(tokenizer, name, messages, tools, variables, data):
     theirs = tokenizer.apply_chat_template(
-        messages, tools, chat_template=SOURCES[name], tokenize=False, **variables
+        in_call_order(messages), tools, chat_template=SOURCES[name], tokenize=False, **variables
     )
     template = ChatTemplate(SOURCES[name], special_tokens(tokenizer))
     assert template.render(messages, tools=tools, **variables) == theirs

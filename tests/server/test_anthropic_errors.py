@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 from live import Live, live, wait_until
 from test_http_fuzz import JUNK
 
-from glmjax.server.anthropic_types import MessagesRequest, PromptRequest
+from glmjax.server.anthropic.requests import MessagesRequest, PromptRequest
 from glmjax.server.served import ServedModel
 from glmjax.text.chat import ChatTemplate
 

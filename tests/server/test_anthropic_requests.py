@@ -24,7 +24,7 @@ from anthropic_bodies import (
 )
 from live import Live, oracle
 
-from glmjax.server.anthropic_types import MessagesRequest, PromptRequest
+from glmjax.server.anthropic.requests import MessagesRequest, PromptRequest
 from glmjax.server.served import ServedModel
 
 CONVERSATIONS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {

@@ -20,10 +20,10 @@ from live import Live, live, wait_until
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi import checks
 
-from glmjax.server.description import answer_schemas
-from glmjax.server.endpoints import ENDPOINTS, KINDS, TAGS
-from glmjax.server.http_server import create_app
-from glmjax.server.request_schemas import EITHER, EXTRA, FIELDS, OF_MODEL
+from glmjax.server.http.description import answer_schemas
+from glmjax.server.http.endpoints import ENDPOINTS, KINDS, TAGS
+from glmjax.server.http.request_schemas import EITHER, EXTRA, FIELDS, OF_MODEL
+from glmjax.server.http.server import create_app
 from glmjax.server.request_times import RequestTimes
 from glmjax.server.served import ServedModel
 

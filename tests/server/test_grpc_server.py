@@ -23,7 +23,7 @@ from smg_grpc_proto.generated import common_pb2
 
 from glmjax.runner.fake import token_logprob
 from glmjax.scheduler.drafting import Drafting
-from glmjax.server.grpc_server import SERVICE
+from glmjax.server.grpc.server import SERVICE
 from glmjax.server.served import ServedModel
 
 PROMPT = [5, 6, 7]

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from live import Live
 
-from glmjax.server.native_types import GenerateRequest, NativeSampling
-from glmjax.server.openai_types import ChatRequest, CompletionRequest
+from glmjax.server.openai.requests import ChatRequest, CompletionRequest
+from glmjax.server.sglang.requests import GenerateRequest, NativeSampling
 
 JUNK = st.recursive(
     st.none()

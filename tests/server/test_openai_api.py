@@ -13,7 +13,7 @@ from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
 
 from glmjax.server import unserved
-from glmjax.server.openai_types import ChatRequest, CompletionRequest
+from glmjax.server.openai.requests import ChatRequest, CompletionRequest
 from glmjax.server.served import ServedModel
 
 HI = [{"role": "user", "content": "hi"}]

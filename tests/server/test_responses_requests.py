@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from live import Live
 
-from glmjax.server.openai_types import ChatRequest
-from glmjax.server.responses_chat import SHARED, chat_request, conversation
-from glmjax.server.responses_types import KINDS, NEUTRAL, ResponsesRequest
+from glmjax.server.openai.requests import ChatRequest
+from glmjax.server.responses.chat import SHARED, chat_request, conversation
+from glmjax.server.responses.requests import KINDS, NEUTRAL, ResponsesRequest
 
 USER = {"role": "user", "content": "hi"}
 PING = {"type": "function", "name": "ping", "parameters": {"type": "object"}}
@@ -104,6 +104,11 @@ def test_where_turns_begin(items: list[Any], expected: list[Any]):
             ("assistant", "long", "x"),
         ),
         ({"summary": [], "content": None, "encrypted_content": "gAAA"}, ("assistant", None, "x")),
+        ({"summary": [], "encrypted_content": "thought:all"}, ("assistant", "all", "x")),
+        (
+            {"content": [{"text": "long"}], "encrypted_content": "thought:all"},
+            ("assistant", "long", "x"),
+        ),
     ],
 )
 def test_thoughts(item: dict[str, Any], expected: Any):

@@ -22,7 +22,7 @@ from live import HOST, Live, live, make_engine, oracle, wait_until
 from smg_grpc_proto import sglang_scheduler_pb2 as pb
 
 from glmjax.errors import ConfigError
-from glmjax.server.http_server import listen
+from glmjax.server.http.server import listen
 from glmjax.server.served import ServedModel
 from glmjax.server.serving import running, serve
 

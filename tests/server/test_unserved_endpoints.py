@@ -10,9 +10,9 @@ import httpx
 import pytest
 from live import Live
 
-from glmjax.server.endpoints import ENDPOINTS
-from glmjax.server.json_body import parsed
-from glmjax.server.unserved_paths import UNSERVED
+from glmjax.server.http.endpoints import ENDPOINTS
+from glmjax.server.http.json_body import parsed
+from glmjax.server.http.unserved_paths import UNSERVED
 
 JSON = {"content-type": "application/json"}
 ROOTS = [root for roots in UNSERVED.values() for root in roots]

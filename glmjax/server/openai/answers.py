@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from glmjax.server.answer_types import Acceptance, Answer
+from glmjax.server.sglang.answers import Acceptance, Answer
 
 # Chat completions and completions
 

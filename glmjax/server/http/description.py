@@ -9,10 +9,10 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from glmjax.server.answer_types import AnthropicError, Error
-from glmjax.server.endpoints import ENDPOINTS, KINDS, STATUSES, TAGS, Endpoint
-from glmjax.server.openai_answer_types import ChatTool, ChatTurn
-from glmjax.server.request_schemas import REF, narrow, ref
+from glmjax.server.http.endpoints import ENDPOINTS, KINDS, STATUSES, TAGS, Endpoint
+from glmjax.server.http.request_schemas import REF, narrow, ref
+from glmjax.server.openai.answers import ChatTool, ChatTurn
+from glmjax.server.sglang.answers import AnthropicError, Error
 
 Schema = dict[str, Any]
 

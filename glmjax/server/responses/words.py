@@ -13,7 +13,8 @@ import orjson
 from glmjax.errors import InvalidRequestError
 from glmjax.server.choice import ChoiceDelta
 from glmjax.server.frontend import Generation
-from glmjax.server.responses_types import (
+from glmjax.server.responses.requests import (
+    SEAL,
     ReasoningOptions,
     ResponsesRequest,
     TextFormat,
@@ -144,12 +145,17 @@ class Output:
 
     The events, in order, add up to `items`: pieces to texts, texts to items.
 
+    Args:
+        sealed: thoughts also come as `encrypted_content`, for clients that keep nothing else of
+            them. It is not encrypted: nothing here is secret to who asked.
+
     Attributes:
         items: those that have ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sealed: bool = False) -> None:
         self.items: list[Words] = []
+        self._sealed = sealed
         self._open: _Item | None = None
 
     def take(self, part: Part, logprobs: list[Words]) -> Iterator[Words]:
@@ -167,6 +173,8 @@ class Output:
         if self._open is None:
             return
         *events, end = self._open.closed(status)
+        if self._sealed and end["item"]["type"] == "reasoning":
+            end["item"]["encrypted_content"] = SEAL + self._open.text
         self.items.append(end["item"])
         self._open = None
         yield from (*events, end)

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from glmjax.errors import InvalidRequestError
-from glmjax.server.http_context import FrontendOf
-from glmjax.server.json_body import JsonRoute
-from glmjax.server.json_response import JSONResponse
+from glmjax.server.http.context import FrontendOf
+from glmjax.server.http.json_body import JsonRoute
+from glmjax.server.http.json_response import JSONResponse
 from glmjax.server.served import END_THINK, ServedModel
 from glmjax.server.tool_fields import toolset
 from glmjax.text.parts import Message, Part, message

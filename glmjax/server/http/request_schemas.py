@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glmjax.server import anthropic_types, responses_types, unserved
+from glmjax.server import unserved
+from glmjax.server.anthropic import requests as anthropic
 from glmjax.server.choice import MAX_CHOICES
-from glmjax.server.openai_answer_types import ChatTool, ChatTurn
-from glmjax.server.reading_api import PARSERS
+from glmjax.server.openai.answers import ChatTool, ChatTurn
+from glmjax.server.responses import requests as responses
+from glmjax.server.sglang.reading_api import PARSERS
 from glmjax.types import MAX_LOGPROBS
 
 Schema = dict[str, Any]
@@ -76,10 +78,10 @@ EXTRA = {
     "CompletionRequest": unserved.COMPLETION,
     "GenerateRequest": unserved.GENERATE,
     "NativeSampling": unserved.SAMPLING,
-    "ResponsesRequest": responses_types.NEUTRAL,
-    "ReasoningOptions": responses_types.REASONING,
-    "MessagesRequest": anthropic_types.UNSERVED,
-    "PromptRequest": anthropic_types.UNSERVED,
+    "ResponsesRequest": responses.NEUTRAL,
+    "ReasoningOptions": responses.REASONING,
+    "MessagesRequest": anthropic.UNSERVED,
+    "PromptRequest": anthropic.UNSERVED,
 }
 
 

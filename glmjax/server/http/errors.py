@@ -28,7 +28,7 @@ from glmjax.errors import (
     RequestFailedError,
 )
 from glmjax.server.frontend import DeadlineError
-from glmjax.server.json_response import JSONResponse
+from glmjax.server.http.json_response import JSONResponse
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from smg_grpc_proto import sglang_scheduler_pb2 as pb
 from glmjax.errors import InvalidRequestError
 from glmjax.server.choice import ChoiceDelta, ChoiceSpec, choices
 from glmjax.server.collect import Collected
-from glmjax.server.native_types import check_start
 from glmjax.server.sampling_fields import logit_bias
 from glmjax.server.served import ServedModel
+from glmjax.server.sglang.requests import check_start
 from glmjax.text.grammar import GrammarSpec
 from glmjax.types import SamplingParams, TokenLogprobs
 

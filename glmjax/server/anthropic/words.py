@@ -12,7 +12,7 @@ import orjson
 from glmjax.errors import GlmjaxError
 from glmjax.server.choice import ChoiceDelta
 from glmjax.server.frontend import Generation
-from glmjax.server.http_errors import anthropic_error
+from glmjax.server.http.errors import anthropic_error
 from glmjax.text.parts import CallArguments, CallBegin, Content, Part, Reasoning, joined
 from glmjax.types import FinishReason
 

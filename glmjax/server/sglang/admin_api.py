@@ -8,9 +8,9 @@ from starlette.responses import Response
 
 from glmjax.engine import Engine
 from glmjax.errors import InvalidRequestError
-from glmjax.server.http_context import FrontendOf
-from glmjax.server.json_body import JsonRoute
-from glmjax.server.json_response import JSONResponse
+from glmjax.server.http.context import FrontendOf
+from glmjax.server.http.json_body import JsonRoute
+from glmjax.server.http.json_response import JSONResponse
 
 router = APIRouter(route_class=JsonRoute)
 

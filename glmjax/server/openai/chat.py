@@ -7,7 +7,7 @@ import asyncio
 from glmjax.server import unserved
 from glmjax.server.choice import ChoiceSpec
 from glmjax.server.frontend import Frontend, Generation
-from glmjax.server.openai_types import ChatRequest
+from glmjax.server.openai.requests import ChatRequest
 from glmjax.server.sampling_fields import spelled
 from glmjax.server.served import ServedModel
 

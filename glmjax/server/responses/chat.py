@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from glmjax.errors import InvalidRequestError
-from glmjax.server.openai_types import ChatRequest
-from glmjax.server.responses_types import (
+from glmjax.server.openai.requests import ChatRequest
+from glmjax.server.responses.requests import (
     CallItem,
     Item,
     MessageItem,

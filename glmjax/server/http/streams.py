@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from glmjax.errors import GlmjaxError
 from glmjax.server.frontend import Generation
-from glmjax.server.http_errors import error_body
+from glmjax.server.http.errors import error_body
 
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"

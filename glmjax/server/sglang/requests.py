@@ -10,7 +10,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from glmjax.errors import InvalidRequestError
 from glmjax.server import unserved
 from glmjax.server.choice import ChoiceSpec
-from glmjax.server.openai_types import ChatRequest, Thinking
+from glmjax.server.openai.requests import ChatRequest, Thinking
 from glmjax.server.sampling_fields import SamplingFields, deadline
 from glmjax.server.served import ServedModel
 

@@ -10,20 +10,20 @@ from collections.abc import Iterator
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from glmjax.server.anthropic_messages import Origins, in_places
-from glmjax.server.anthropic_types import (
+from glmjax.server.anthropic.messages import Origins, in_places
+from glmjax.server.anthropic.requests import (
     SPELLING,
     UNSERVED,
     Conversation,
     MessagesRequest,
     PromptRequest,
 )
-from glmjax.server.anthropic_words import Answer
-from glmjax.server.chat import generate_chat
-from glmjax.server.http_context import FrontendOf
-from glmjax.server.http_streams import EventStream, until_disconnect
-from glmjax.server.json_body import JsonRoute
-from glmjax.server.json_response import JSONResponse
+from glmjax.server.anthropic.words import Answer
+from glmjax.server.http.context import FrontendOf
+from glmjax.server.http.json_body import JsonRoute
+from glmjax.server.http.json_response import JSONResponse
+from glmjax.server.http.streams import EventStream, until_disconnect
+from glmjax.server.openai.chat import generate_chat
 from glmjax.server.sampling_fields import spelled
 from glmjax.server.unserved import check_extra
 

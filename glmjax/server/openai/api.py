@@ -15,20 +15,20 @@ from starlette.responses import Response
 
 from glmjax.errors import InvalidRequestError, ModelNotFoundError
 from glmjax.server import unserved
-from glmjax.server.chat import generate_chat
 from glmjax.server.collect import Collected, collect
 from glmjax.server.frontend import Frontend, Generation
-from glmjax.server.http_context import FrontendOf
-from glmjax.server.http_streams import DONE, EventStream, event, until_disconnect
-from glmjax.server.json_body import JsonRoute
-from glmjax.server.json_response import JSONResponse
-from glmjax.server.openai_types import (
+from glmjax.server.http.context import FrontendOf
+from glmjax.server.http.json_body import JsonRoute
+from glmjax.server.http.json_response import JSONResponse
+from glmjax.server.http.streams import DONE, EventStream, event, until_disconnect
+from glmjax.server.openai.chat import generate_chat
+from glmjax.server.openai.requests import (
     ChatRequest,
     CompletionRequest,
     SamplingRequest,
     StreamOptions,
 )
-from glmjax.server.openai_words import CHAT, COMPLETION, Shape, Writer, opening, usage
+from glmjax.server.openai.words import CHAT, COMPLETION, Shape, Writer, opening, usage
 from glmjax.server.sampling_fields import spelled
 from glmjax.server.served import ServedModel
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from glmjax.server import answer_types as native
-from glmjax.server import anthropic_answer_types as anthropic
-from glmjax.server import openai_answer_types as openai
+from glmjax.server.anthropic import answers as anthropic
+from glmjax.server.openai import answers as openai
+from glmjax.server.sglang import answers as sglang
 
 Example = Mapping[str, Any]
 
@@ -146,8 +146,8 @@ ENDPOINTS: dict[str, Endpoint] = {
     "/generate": Endpoint(
         "SGLang",
         "generation",
-        native.GenerateAnswers,
-        native.GenerateAnswer,
+        sglang.GenerateAnswers,
+        sglang.GenerateAnswer,
         {
             "text": {"text": "Once upon a time", "sampling_params": {"max_new_tokens": 16}},
             "token ids": {"input_ids": [[1, 2], [3]], "sampling_params": {"max_new_tokens": 4}},
@@ -161,12 +161,12 @@ ENDPOINTS: dict[str, Endpoint] = {
         },
     ),
     "/abort_request": Endpoint(
-        "SGLang", "computed", native.Aborted, examples={"by id": {"rid": "my-request"}}
+        "SGLang", "computed", sglang.Aborted, examples={"by id": {"rid": "my-request"}}
     ),
     "/tokenize": Endpoint(
         "SGLang",
         "computed",
-        native.Tokens,
+        sglang.Tokens,
         examples={
             "text": {"prompt": "Hello"},
             "texts": {"prompt": ["Hello", "world"]},
@@ -176,31 +176,31 @@ ENDPOINTS: dict[str, Endpoint] = {
     "/detokenize": Endpoint(
         "SGLang",
         "computed",
-        native.Texts,
+        sglang.Texts,
         examples={"one": {"tokens": [1, 2, 3]}, "many": {"tokens": [[1, 2], [3]]}},
     ),
     "/parse_function_call": Endpoint(
         "SGLang",
         "computed",
-        native.FunctionCalls,
+        sglang.FunctionCalls,
         examples={"a call": {"text": CALL, "tools": [WEATHER], "tool_call_parser": "glm45"}},
     ),
     "/separate_reasoning": Endpoint(
         "SGLang",
         "computed",
-        native.SeparatedReasoning,
+        sglang.SeparatedReasoning,
         examples={"a thought": {"text": "<think>Rome?</think>\nRome.", "reasoning_parser": "glm"}},
     ),
-    "/health": Endpoint("Operation", "engine", native.Status, answers={503: native.Status}),
-    "/health_generate": Endpoint("Operation", "probe", native.Status),
-    "/get_server_info": Endpoint("Operation", "plain", native.ServerInfo),
+    "/health": Endpoint("Operation", "engine", sglang.Status, answers={503: sglang.Status}),
+    "/health_generate": Endpoint("Operation", "probe", sglang.Status),
+    "/get_server_info": Endpoint("Operation", "plain", sglang.ServerInfo),
     "/metrics": Endpoint("Operation", "plain", None),
-    "/flush_cache": Endpoint("Operation", "engine", native.Done),
+    "/flush_cache": Endpoint("Operation", "engine", sglang.Done),
     "/pause_generation": Endpoint(
         "Operation",
         "engine and body",
-        native.Done,
+        sglang.Done,
         examples={"in place": {"mode": "in_place"}},
     ),
-    "/continue_generation": Endpoint("Operation", "engine", native.Done),
+    "/continue_generation": Endpoint("Operation", "engine", sglang.Done),
 }

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from glmjax.server.answer_types import Answer
+from glmjax.server.sglang.answers import Answer
 
 
 class ThinkingBlock(Answer):

@@ -9,16 +9,18 @@ from pydantic_core import PydanticCustomError
 
 from glmjax.errors import InvalidRequestError
 from glmjax.server import unserved
-from glmjax.server.openai_types import Thinking
+from glmjax.server.openai.requests import Thinking
 from glmjax.server.sampling_fields import SamplingFields
 from glmjax.server.unserved import Neutral
 
 NO_STATE = "this server keeps no responses"
 RESEND = "send the whole conversation in input"
+SEALED = "reasoning.encrypted_content"
+SEAL = "thought:"  # how what stands there begins
 LOGPROBS = "message.output_text.logprobs"
 Include = Literal[
     "message.output_text.logprobs",
-    "reasoning.encrypted_content",  # thoughts are not encrypted: they come as they are
+    "reasoning.encrypted_content",
     # of tools that OpenAI runs and of images: there is nothing to include
     "code_interpreter_call.outputs",
     "computer_call_output.output.image_url",
@@ -73,15 +75,22 @@ class ThoughtText(BaseModel):
 
 
 class ReasoningItem(BaseModel):
-    """What the assistant thought. Where it has content, its summary says nothing more."""
+    """What the assistant thought. Where it has content, its summary says nothing more.
+
+    Agents such as Codex send back no content, but what they call encrypted, as they got it.
+    """
 
     type: Literal["reasoning"]
     summary: list[ThoughtText] | None = None
     content: list[ThoughtText] | None = None
+    encrypted_content: str | None = None
 
     @property
     def text(self) -> str:
-        """The thought; "" where it is not there, or only encrypted."""
+        """The thought; "" where it is not there, or encrypted by another server."""
+        sealed = self.encrypted_content or ""
+        if not self.content and sealed.startswith(SEAL):
+            return sealed.removeprefix(SEAL)
         return "\n".join(piece.text for piece in self.content or self.summary or ())
 
 
@@ -201,6 +210,11 @@ class ResponsesRequest(SamplingFields):
     max_thinking_tokens: int | None = None
     separate_reasoning: bool | None = None
     stream_reasoning: bool | None = None
+
+    @property
+    def seals(self) -> bool:
+        """Whether thoughts also come as `encrypted_content`."""
+        return SEALED in (self.include or ())
 
     @property
     def logprobs(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from glmjax.errors import InvalidRequestError
-from glmjax.server.anthropic_messages import (
+from glmjax.server.anthropic.messages import (
     ChatMessage,
     Message,
     Origins,
@@ -17,7 +17,7 @@ from glmjax.server.anthropic_messages import (
     only,
 )
 from glmjax.server.choice import ChoiceSpec
-from glmjax.server.openai_types import ChatRequest, Thinking
+from glmjax.server.openai.requests import ChatRequest, Thinking
 from glmjax.server.served import ServedModel
 from glmjax.server.unserved import Neutral
 

@@ -12,18 +12,18 @@ from fastapi import APIRouter, HTTPException, Request
 from starlette.responses import Response
 
 from glmjax.errors import GlmjaxError
-from glmjax.server.chat import generate_chat
 from glmjax.server.choice import ChoiceDelta
 from glmjax.server.frontend import Frontend, Generation
-from glmjax.server.http_context import FrontendOf
-from glmjax.server.http_streams import EventStream, event, until_disconnect
-from glmjax.server.json_body import JsonRoute
-from glmjax.server.json_response import JSONResponse
+from glmjax.server.http.context import FrontendOf
+from glmjax.server.http.json_body import JsonRoute
+from glmjax.server.http.json_response import JSONResponse
+from glmjax.server.http.streams import EventStream, event, until_disconnect
 from glmjax.server.logprob_words import chat_words
-from glmjax.server.responses_chat import chat_request, conversation, told
-from glmjax.server.responses_types import NO_STATE, RESEND, ResponsesRequest
-from glmjax.server.responses_words import Output, Words, echo, head, new_id, usage
-from glmjax.server.text_logprobs import TextLogprobs
+from glmjax.server.openai.chat import generate_chat
+from glmjax.server.responses.chat import chat_request, conversation, told
+from glmjax.server.responses.requests import NO_STATE, RESEND, ResponsesRequest
+from glmjax.server.responses.text_logprobs import TextLogprobs
+from glmjax.server.responses.words import Output, Words, echo, head, new_id, usage
 from glmjax.text.parts import Content
 from glmjax.text.tokenizer import Tokenizer
 from glmjax.types import FinishReason
@@ -152,4 +152,5 @@ async def _begin(body: ResponsesRequest, frontend: Frontend) -> Answer:
         generation = await generate_chat(chat, new_id("resp"), frontend)
     served = frontend.served
     found = TextLogprobs(generation.specs[0], served) if body.logprobs else None
-    return Answer(generation, head(generation, served) | repeated, served.tokenizer, found)
+    words = head(generation, served) | repeated
+    return Answer(generation, words, served.tokenizer, found, Output(body.seals))

@@ -34,9 +34,9 @@ from glmjax.errors import (
 from glmjax.server.collect import Collected
 from glmjax.server.engine_thread import EngineState
 from glmjax.server.frontend import DeadlineError, Frontend
-from glmjax.server.grpc_requests import responses, specs_of
+from glmjax.server.grpc.requests import responses, specs_of
+from glmjax.server.grpc.tokenizer_bundle import tokenizer_zip
 from glmjax.server.info import VERSION, load_numbers, server_args
-from glmjax.server.tokenizer_bundle import tokenizer_zip
 
 SERVICE = pb.DESCRIPTOR.services_by_name["SglangScheduler"].full_name
 CHUNK_BYTES = 1 << 20

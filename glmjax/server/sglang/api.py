@@ -17,21 +17,21 @@ from glmjax.server.collect import Collected, collect
 from glmjax.server.draft_words import draft_words
 from glmjax.server.engine_thread import EngineState
 from glmjax.server.frontend import Generation
-from glmjax.server.http_context import FrontendOf
-from glmjax.server.http_streams import DONE, EventStream, event, until_disconnect
+from glmjax.server.http.context import FrontendOf
+from glmjax.server.http.json_body import JsonRoute
+from glmjax.server.http.json_response import JSONResponse
+from glmjax.server.http.streams import DONE, EventStream, event, until_disconnect
 from glmjax.server.info import VERSION, server_info
-from glmjax.server.json_body import JsonRoute
-from glmjax.server.json_response import JSONResponse
 from glmjax.server.logprob_words import native_words
-from glmjax.server.native_types import (
+from glmjax.server.sampling_fields import spelled
+from glmjax.server.served import ServedModel
+from glmjax.server.sglang.requests import (
     SPELLING,
     AbortRequest,
     DetokenizeRequest,
     GenerateRequest,
     TokenizeRequest,
 )
-from glmjax.server.sampling_fields import spelled
-from glmjax.server.served import ServedModel
 from glmjax.text.tokenizer import Tokenizer
 from glmjax.types import FinishReason
 

@@ -7,7 +7,7 @@ import difflib
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from glmjax.server.endpoints import ENDPOINTS
+from glmjax.server.http.endpoints import ENDPOINTS
 
 CHAT = "it answers at /v1/chat/completions, /v1/responses and /v1/messages"
 MAX_PATH = 100  # characters of a path that are compared with those served

@@ -12,28 +12,25 @@ import uvicorn
 from fastapi import FastAPI
 
 from glmjax.errors import ConfigError
-from glmjax.server import (
-    admin_api,
-    anthropic_api,
-    metrics,
-    native_api,
-    openai_api,
-    reading_api,
-    responses_api,
-    unserved_paths,
-)
-from glmjax.server.description import describe
+from glmjax.server import metrics
+from glmjax.server.anthropic import api as anthropic_api
 from glmjax.server.frontend import Frontend
-from glmjax.server.http_errors import add_error_handlers
+from glmjax.server.http import unserved_paths
+from glmjax.server.http.description import describe
+from glmjax.server.http.errors import add_error_handlers
 from glmjax.server.info import VERSION
+from glmjax.server.openai import api as openai_api
 from glmjax.server.request_times import RequestTimes
+from glmjax.server.responses import api as responses_api
+from glmjax.server.sglang import admin_api, reading_api
+from glmjax.server.sglang import api as sglang_api
 
 BACKLOG = 2048
 APIS = (
     openai_api,
     responses_api,
     anthropic_api,
-    native_api,
+    sglang_api,
     reading_api,
     admin_api,
     metrics,
