@@ -77,7 +77,7 @@ Ctrl-C or SIGTERM: finish what runs, then exit; once more: exit at once.
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
-        description="Serve a GLM-4.5 model over HTTP (OpenAI) and gRPC (SGLang).",
+        description="Serve a GLM-4.5 model: HTTP (OpenAI, Anthropic, SGLang) and gRPC (SGLang).",
         epilog=EPILOG,
         formatter_class=functools.partial(
             argparse.RawDescriptionHelpFormatter, max_help_position=36

@@ -23,12 +23,12 @@ from glmjax.errors import (
 )
 from glmjax.scheduler.admission import new_token_bound
 from glmjax.server.served import ServedModel
-from glmjax.server.tool_fields import toolset
+from glmjax.server.tool_fields import Toolset, toolset
 from glmjax.text.detokenizer import Detokenizer
 from glmjax.text.grammar import GrammarSpec
-from glmjax.text.output import AnswerDelta, take_output
-from glmjax.text.parts import Message
-from glmjax.text.reader import Reading, TextReader
+from glmjax.text.output import AnswerDelta, take_output, text_of
+from glmjax.text.parts import Message, Part, message
+from glmjax.text.reader import AnswerReader, Reader, Reading, TextReader
 from glmjax.types import (
     Constraint,
     FinishReason,
@@ -151,10 +151,12 @@ class LLM:
 
         Args:
             prompts: a string, chat messages or token ids; or a list of such prompts.
-            stop: strings that end the text, which does not hold them.
+            stop: strings that end the text, which does not hold them. In the answer to chat
+                messages they mean nothing in thoughts and calls.
             chat_template_kwargs: what the chat template may read, such as enable_thinking.
             tools: that the model may call in answer to chat messages, as in OpenAI's API;
-                `Completion.message` has the calls.
+                `Completion.message` has the calls. Strict ones hold calls to their schemas, and a
+                grammar is then of the answer behind the thought, and allows calls instead.
             progress: show a bar of finished prompts.
             json_schema: each answer is JSON that this schema, or JSON text of one, allows.
             regex: each answer matches this as a whole.
@@ -179,20 +181,22 @@ class LLM:
         stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
         if "" in stops:
             raise InvalidRequestError("stop holds an empty string, which would end at once", "stop")
+        if tools and not all(map(is_chat, batch)):
+            raise InvalidRequestError("tools go with chat messages only", "tools")
         toolbox = toolset(tools, None, None, self._served)
+        spec, thinks = toolbox.grammar(spec, self._served), after_thinking or bool(tools)
         kwargs = {"tools": list(tools) if tools else None} | dict(chat_template_kwargs or {})
         encoded = [tuple(self._encode(prompt, kwargs)) for prompt in batch]
         requests = [
-            Request(str(i), ids, params, self._constraint(spec, ids, after_thinking))
+            Request(str(i), ids, params, self._constraint(spec, ids, thinks))
             for i, ids in enumerate(encoded)
         ]
         for request in requests:
             self._served.check_prompt(request.prompt_ids)
             new_token_bound(request, self._engine.limits)
-        readings = [Reading(toolbox.schemas) if is_chat(prompt) else None for prompt in batch]
         answers = {
-            request.id: _Answer(self._served, request.prompt_ids, stops, reading)
-            for request, reading in zip(requests, readings, strict=True)
+            request.id: _Answer(self._served, request, stops, toolbox if is_chat(prompt) else None)
+            for request, prompt in zip(requests, batch, strict=True)
         }
         results = self._run(requests, answers, progress)
         return results[0] if one else results
@@ -283,16 +287,15 @@ class _Answer:
     """Joins the outputs of one request until it ends, by itself or by a stop string."""
 
     def __init__(
-        self,
-        served: ServedModel,
-        prompt_ids: Sequence[int],
-        stops: tuple[str, ...],
-        reading: Reading | None,
+        self, served: ServedModel, request: Request, stops: tuple[str, ...], tools: Toolset | None
     ):
-        self._served, self._prompt_ids, self._stops = served, prompt_ids, stops
-        self._reading = reading
-        self._reader = TextReader(Detokenizer(served.tokenizer, stops))
-        self._text: list[str] = []
+        self._tokenizer, self._taken_apart = served.tokenizer, tools is not None
+        self._reader: Reader = TextReader(Detokenizer(served.tokenizer, stops))
+        if tools is not None:
+            opening = served.opening(request.prompt_ids)
+            reading = Reading(tools.schemas)
+            self._reader = AnswerReader(served.tokenizer, reading, opening, stops)
+        self._parts: list[Part] = []
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
@@ -302,7 +305,7 @@ class _Answer:
         if output.error is not None:
             raise RequestFailedError(f"prompt {output.request_id}: {output.error}")
         delta = take_output(self._reader, output)
-        self._text.append(delta.text)
+        self._parts += delta.parts
         self._token_ids += delta.token_ids
         self._logprobs += delta.logprobs
         self._prompt_logprobs += output.prompt_logprobs
@@ -310,22 +313,23 @@ class _Answer:
             return None
         return self._whole(delta, delta.finish_reason, output)
 
-    def _message(self, delta: AnswerDelta) -> Message | None:
-        if self._reading is None:
-            return None
-        ids = self._token_ids[:-1] if isinstance(delta.matched, int) else self._token_ids
-        truncated = delta.finish_reason is not FinishReason.STOP
-        return self._served.message(self._prompt_ids, ids, self._reading, self._stops, truncated)
+    def _text(self, matched: str | int | None) -> str:
+        """All of the text, tags and all."""
+        if not self._taken_apart:
+            return text_of(self._parts)
+        ids = self._token_ids[:-1] if isinstance(matched, int) else self._token_ids
+        text = self._tokenizer.decode(ids)
+        return text[: text.rindex(matched)] if isinstance(matched, str) else text
 
     def _whole(
         self, delta: AnswerDelta, finish_reason: FinishReason, last: RequestOutput
     ) -> Completion:
         return Completion(
-            text="".join(self._text),
+            text=self._text(delta.matched),
             token_ids=tuple(self._token_ids),
             finish_reason=finish_reason,
             prompt_tokens=last.prompt_tokens,
-            message=self._message(delta),
+            message=message(self._parts) if self._taken_apart else None,
             logprobs=tuple(self._logprobs),
             prompt_logprobs=self._prompt_logprobs,
             cached_tokens=last.cached_tokens,

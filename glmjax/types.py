@@ -110,7 +110,7 @@ def _is_bias(bias: Any) -> bool:
 
 _PENALTY = (lambda p: -2.0 <= p <= 2.0, "between -2 and 2")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_new_tokens": (lambda n: n is None or _is_int(n, 1), "1 or more"),
+    "max_new_tokens": (lambda n: n is None or _is_int(n, 1), f"1 or more, at most {MAX_INT}"),
     "min_new_tokens": (_is_int, "0 or more"),
     "temperature": (lambda t: 0.0 <= t < float("inf"), "0 or more"),
     "top_k": (lambda k: k == -1 or _is_int(k, 1), f"-1 (all) or 1 to {MAX_INT}"),
@@ -143,7 +143,17 @@ def _check(name: str, value: Any, holds: Callable[[Any], bool], expected: str) -
 
 
 class Constraint(Protocol):
-    """Which tokens may come next in one request, by the tokens so far. It has state."""
+    """Which tokens may come next in one request, by the tokens so far. It has state.
+
+    Attributes:
+        ends: it may come to allow nothing but end tokens, which end the request whatever is asked.
+        over: from here on it allows every token.
+    """
+
+    @property
+    def ends(self) -> bool: ...
+    @property
+    def over(self) -> bool: ...
 
     def masks(self, drafts: Sequence[int]) -> np.ndarray:
         """What is allowed next, and after each draft; the state stays as it is.

@@ -24,6 +24,8 @@ NEAR = 2e-3  # in logits: sums in another order
 class Neighbours:
     """A constraint: a token's remainder by 3 differs from that of the one before it."""
 
+    ends, over = True, False
+
     last: int = 0
 
     def allowed(self) -> np.ndarray:

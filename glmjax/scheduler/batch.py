@@ -28,7 +28,7 @@ def chunk_row(sequence: Sequence, budget: int) -> ChunkRow:
     start, known = sequence.planned_len, sequence.known
     end = min(start + budget, len(known))
     last = end == len(known)
-    constraint = sequence.request.constraint
+    constraint = sequence.constraint
     return ChunkRow(
         slot=sequence.slot,
         start=start,
@@ -46,7 +46,7 @@ def chunk_row(sequence: Sequence, budget: int) -> ChunkRow:
 
 def decode_row(sequence: Sequence, drafts: int) -> DecodeRow:
     """One more token of a sequence, and verification of `drafts` drafts."""
-    constraint, masks = sequence.request.constraint, None
+    constraint, masks = sequence.constraint, None
     if constraint is not None:
         masks = constraint.masks(sequence.drafts[:drafts])
         drafts = len(masks) - 1

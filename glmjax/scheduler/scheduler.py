@@ -111,8 +111,7 @@ class Scheduler:
         bound = new_token_bound(request, self.limits)
         self._waiting.check_room()
         sampling = request.sampling
-        # A complete constraint allows nothing but end tokens: these end it whatever is asked.
-        endless = sampling.ignore_eos and request.constraint is None
+        endless = sampling.ignore_eos and not (request.constraint and request.constraint.ends)
         sequence = Sequence(
             request,
             place=self._arrivals - PRIORITY_PLACES * request.priority,
@@ -120,6 +119,7 @@ class Scheduler:
             tokens=list(request.prompt_ids),
             acceptance=Acceptance(self._drafting.overall.rates),
             accept_lengths=[0] * (self.limits.num_drafts + 1 if self.limits.num_drafts else 0),
+            constraint=request.constraint,
             stops=sampling.stop_token_ids | (frozenset() if endless else self._eos),
             prompt_logprobs=None if sampling.prompt_logprobs_start is None else {},
             version=self.version,
@@ -269,10 +269,10 @@ class Scheduler:
         computed while the device works, and one alone or all together are not slowed down.
         """
         ready = [s for s in group.running if s.decoding]
-        if any(s.request.constraint for s in ready):
+        if any(s.constraint for s in ready):
             going = [s for step in self._in_flight for s in step.decode[group.index].sequences]
-            wait = any(s.request.constraint for s in going)
-            ready = [s for s in ready if not s.request.constraint or not (wait or s.in_flight)]
+            wait = any(s.constraint for s in going)
+            ready = [s for s in ready if not s.constraint or not (wait or s.in_flight)]
         return ready
 
     def _choose_drafts(self, ready: list[list[Sequence]]) -> int:
@@ -288,7 +288,7 @@ class Scheduler:
     def _plan_row(self, group: Group, sequence: Sequence, drafts: int, planned: Planned) -> None:
         if sequence.state is not State.RUNNING:
             return
-        has = len(sequence.drafts) if sequence.request.constraint else drafts
+        has = len(sequence.drafts) if sequence.constraint else drafts
         depth = 0
         if drafts and sequence.has_drafts:
             left = sequence.max_new_tokens - sequence.least_new - 1
@@ -296,7 +296,7 @@ class Scheduler:
             depth = min(has, left, worth)
         if not group.reserve(sequence, sequence.most_len + 1 + depth):
             return
-        if sequence.request.constraint is None:
+        if sequence.constraint is None:
             planned.add(sequence, decode_row(sequence, depth))
         else:
             self._append(planned, sequence, decode_row, depth)
@@ -436,10 +436,11 @@ class Scheduler:
 
     def _extend(self, group: Group, r: int, sequence: Sequence, read: StepReader) -> None:
         taken, reason, matched = take_tokens(sequence, read.tokens(group.index, r))
-        if sequence.request.constraint is not None:
+        if sequence.constraint is not None:
             sequence.drafts = read.drafts(group.index, r)
             with self._failing(sequence):
-                sequence.request.constraint.advance(taken)
+                sequence.constraint.advance(taken)
+                sequence.constraint = None if sequence.constraint.over else sequence.constraint
             if sequence.state is State.FINISHED:
                 return
         sequence.append(taken)

@@ -10,7 +10,7 @@ import numpy as np
 
 from glmjax.scheduler.drafting import Acceptance
 from glmjax.scheduler.prefix import Node
-from glmjax.types import Request, TokenLogprobs
+from glmjax.types import Constraint, Request, TokenLogprobs
 
 
 class State(enum.Enum):
@@ -36,6 +36,7 @@ class Sequence:
         tokens: prompt, then the output as far as it is known: `new_len` tokens.
         acceptance: how its drafts fare.
         stops: token ids that end it.
+        constraint: the request's, until it is over.
         state: where it stands.
         group, slot: where it runs; -1 while it does not.
         pages: page ids it holds, in order of position; `sent_pages` of them the device knows.
@@ -63,6 +64,7 @@ class Sequence:
     acceptance: Acceptance
     accept_lengths: list[int]
     stops: frozenset[int]
+    constraint: Constraint | None = None
     new_len: int = 0
     state: State = State.WAITING
     group: int = -1

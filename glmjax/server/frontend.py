@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 
-from glmjax.errors import InvalidRequestError, RequestFailedError
+from glmjax.errors import GlmjaxError, InvalidRequestError, RequestFailedError
 from glmjax.server.choice import ChoiceDelta, ChoiceSpec
 from glmjax.server.engine_thread import EngineThread, OutputStream
 from glmjax.server.served import ServedModel
@@ -38,6 +38,7 @@ class Generation:
         self._begun = time.monotonic()
         self._stream: OutputStream | None = None
         self._last: dict[int, ChoiceDelta] = {}
+        self._error: GlmjaxError | None = None
         self.choices = {
             f"{request_id}-{frontend.unique()}": _Choice(i, spec, frontend.served)
             for i, spec in enumerate(specs)
@@ -78,12 +79,16 @@ class Generation:
             EngineStoppedError: the engine ended before them.
         """
         assert self._stream is not None
-        async for output in self._stream:
-            delta = self.choices[output.request_id].take(output)
-            self._last[delta.index] = delta
-            if delta.finish_reason is not None and output.finish_reason is None:
-                self._stream.drop(output.request_id)
-            yield delta
+        try:
+            async for output in self._stream:
+                delta = self.choices[output.request_id].take(output)
+                self._last[delta.index] = delta
+                if delta.finish_reason is not None and output.finish_reason is None:
+                    self._stream.drop(output.request_id)
+                yield delta
+        except GlmjaxError as error:  # streams tell of it in an event, and end in peace
+            self._error = error
+            raise
 
     def close(self) -> None:
         """Abort what has not ended, and log the request."""
@@ -92,12 +97,13 @@ class Generation:
         self._frontend.forget(self)
         last = [self._last.get(i) for i in range(len(self.specs))]
         ends = [delta and delta.finish_reason for delta in last]
+        early = "cancelled" if self._error is None else f"failed ({str(self._error)!r:.500})"
         log.info(
-            "%s: %d prompt + %d completion tokens, %s, %.2f s",
+            "%.200s: %d prompt + %d completion tokens, %s, %.2f s",
             self.id,
             sum(len(choice.spec.prompt_ids) for choice in self.choices.values()),
             sum(delta.completion_tokens for delta in self._last.values()),
-            ", ".join(dict.fromkeys(end or "cancelled" for end in ends)),
+            ", ".join(dict.fromkeys(end or early for end in ends)),
             time.monotonic() - self._begun,
         )
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from glmjax.errors import InvalidRequestError
 from glmjax.text.grammar import GrammarSpec
+from glmjax.text.value_grammar import self_contained
 
 KINDS: dict[str, Literal["json_schema", "regex", "lark", "choice"]] = {
     "json_schema": "json_schema",
@@ -59,8 +60,11 @@ def grammar(field: str, value: Any) -> GrammarSpec:
 def response_format(asked: dict[str, Any] | None) -> list[GrammarSpec]:
     """What OpenAI's field asks for; nothing where it asks for text.
 
+    Keywords of a schema that llguidance does not know count only with `strict`.
+
     Raises:
-        InvalidRequestError: it is of a type that is not served, or has no schema.
+        InvalidRequestError: it is of a type that is not served, or has no schema, or one that is
+            nested too deep.
     """
     kind = "text" if asked is None else asked.get("type")
     if kind not in FORMATS:
@@ -83,4 +87,8 @@ def _schema(named: Any) -> dict[str, Any]:
             '"schema": {...}}}, but has no schema there',
             "response_format",
         )
-    return schema
+    try:
+        bare = self_contained(schema, schema, closed=False)
+    except RecursionError:
+        raise InvalidRequestError("response_format is nested too deep", "response_format") from None
+    return bare if named.get("strict") is True else bare | {"x-guidance": {"lenient": True}}

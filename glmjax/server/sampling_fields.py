@@ -13,11 +13,14 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict
 
 from glmjax.errors import InvalidRequestError
-from glmjax.server.choice import ChoiceSpec, choices
+from glmjax.server.choice import MAX_CHOICES, ChoiceSpec, choices
 from glmjax.server.grammar_fields import GrammarFields
 from glmjax.server.served import ServedModel
 
 MAX_TOTAL_CHOICES = 1024
+# Where errors have names of fields: at their beginning and in two phrases. Elsewhere such a word
+# may be the client's own.
+NAME = re.compile(r"\A(?:the )?\w+|\w+(?= \d+(?: make |\Z))|(?<= leave )\w+(?= out\Z)")
 # Fields that have the same name and meaning in SamplingParams.
 SAME = (
     "temperature",
@@ -73,12 +76,8 @@ class SamplingFields(GrammarFields):
         """
         n = 1 if self.n is None else self.n
         fields.setdefault("grammar", self.grammar())
-        if n * len(prompts) > MAX_TOTAL_CHOICES:
-            raise InvalidRequestError(
-                f"{len(prompts)} prompts x n {n} is above {MAX_TOTAL_CHOICES} choices a request; "
-                "send several requests",
-                "prompt",
-            )
+        if n <= MAX_CHOICES:  # `choices` checks n itself
+            check_total(n * len(prompts))
         spec = ChoiceSpec(
             prompt_ids=(),
             sampling=served.sampling(**(self._sampling(served) | dict(sampling))),
@@ -92,8 +91,18 @@ class SamplingFields(GrammarFields):
     def _sampling(self, served: ServedModel) -> dict[str, Any]:
         return {name: getattr(self, name) for name in SAME} | {
             "logit_bias": logit_bias(self.logit_bias, served),
-            "stop_token_ids": frozenset(self.stop_token_ids or ()),
+            "stop_token_ids": self.stop_token_ids or (),
         }
+
+
+def check_total(choices: int) -> None:
+    """Raise InvalidRequestError where all prompts of a request have too many choices together."""
+    if choices > MAX_TOTAL_CHOICES:
+        raise InvalidRequestError(
+            f"prompts x n are {choices} choices, but a request may have {MAX_TOTAL_CHOICES}; send "
+            "several requests",
+            "prompt",
+        )
 
 
 def logit_bias(asked: Mapping[str, float] | None, served: ServedModel) -> dict[int, float]:
@@ -132,5 +141,5 @@ def spelled(names: Mapping[str, str]) -> Iterator[None]:
     except InvalidRequestError as error:
         if error.param is None or error.param not in names:
             raise
-        words = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), str(error))
+        words = NAME.sub(lambda word: names.get(word[0], word[0]), str(error))
         raise type(error)(words, names[error.param]) from None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +14,7 @@ from glmjax.config import ModelConfig, read_json, token_ids
 from glmjax.errors import CheckpointError, InvalidRequestError
 from glmjax.text.chat import ChatTemplate
 from glmjax.text.grammar import Grammars, GrammarSpec
-from glmjax.text.parts import Message, Part, message
-from glmjax.text.reader import AnswerReader, Opening, Reading
+from glmjax.text.reader import Opening
 from glmjax.text.thinking import Marks, Phase, Thinking
 from glmjax.text.tokenizer import Tokenizer
 from glmjax.types import Constraint, SamplingParams
@@ -23,6 +23,7 @@ ASSISTANT, THINK, END_THINK = "<|assistant|>", "<think>", "</think>"
 Parser = Literal["glm", "glm45", "glm47", "none"]
 # glm: as the chat template has it. Thoughts are read alike in all forms; none: they are text.
 PARSERS: tuple[Parser, ...] = ("glm", "glm45", "glm47", "none")
+TAIL = 4096  # tokens of a prompt in which a thought that is spelled out is looked for
 EBNF_FIELDS = ("ebnf", "ebnf_grammar", "guided_grammar")  # other servers take GBNF in these
 DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -118,6 +119,11 @@ class ServedModel:
             return None if self.template is None else self.template.call_form
         return None if self.tool_call_parser == "none" else self.tool_call_parser
 
+    @property
+    def answer_lead(self) -> str:
+        """What the model may put between its thought and the answer."""
+        return "\n" if self.template and self.template.call_form == "glm45" else ""
+
     def constraint(
         self,
         grammar: GrammarSpec | None,
@@ -145,6 +151,8 @@ class ServedModel:
                 "max_thinking_tokens",
             )
         phase = self.phase(prompt_ids, thinks)
+        if inner is None and phase is Phase.ANSWER and self.opening(prompt_ids).fresh:
+            phase = Phase.BEFORE  # a model can think though it was told not to
         if self._marks is None or phase is Phase.ANSWER or (inner is None and budget is None):
             return inner
         size, ends = self.config.vocab_size, self.eos_token_ids
@@ -166,46 +174,38 @@ class ServedModel:
             thinks: the model will think unless that turn has a thought; else it does only where the
                 prompt ends inside one.
         """
-        if self._marks is None:
+        last = self._last_mark(prompt_ids)
+        mark = prompt_ids[last] if last >= 0 else None
+        if self._marks is None or mark == self._marks.end:
             return Phase.ANSWER
-        turn = _last(prompt_ids, self._assistant)
-        begun, ended = (_last(prompt_ids, mark) for mark in (self._marks.think, self._marks.end))
-        if begun > max(ended, turn):
+        if mark == self._marks.think:
             return Phase.THOUGHT
-        return Phase.BEFORE if thinks and ended <= turn else Phase.ANSWER
+        return Phase.BEFORE if thinks else Phase.ANSWER
 
     def opening(self, prompt_ids: Sequence[int]) -> Opening:
         """Where a prompt leaves whoever reads the answer to it."""
+        begin = self._last_mark(prompt_ids) + 1
+        if self._marks is None:
+            return self._spelled_opening(prompt_ids[max(begin, len(prompt_ids) - TAIL) :])
         in_thought = self.phase(prompt_ids, thinks=False) is Phase.THOUGHT
-        marks = (self._assistant, *(self._marks or ())[:2])
-        begin = 1 + max(_last(prompt_ids, mark) for mark in marks)
-        fresh = not self.tokenizer.decode(prompt_ids[begin:]).strip()
-        return Opening(in_thought, fresh)
+        return Opening(in_thought, fresh=all(map(self._is_blank, islice(prompt_ids, begin, None))))
 
-    def message(
-        self,
-        prompt_ids: Sequence[int],
-        token_ids: Iterable[int],
-        reading: Reading,
-        stops: Sequence[str] = (),
-        truncated: bool = False,
-    ) -> Message:
-        """A whole answer, taken apart.
+    def _spelled_opening(self, turn: Sequence[int]) -> Opening:
+        """Of a tokenizer that has no tokens for thoughts, by the end of the last turn."""
+        text = self.tokenizer.decode(turn)
+        before, begun, thought = text.rpartition(THINK)
+        _, ended, answer = (thought or before).rpartition(END_THINK)
+        return Opening(bool(begun) and not ended, fresh=not answer.strip())
 
-        Args:
-            prompt_ids: what it answers.
-            token_ids: the answer, without the token that ended it.
-            reading: what to take apart.
-            stops: strings that end its text.
-            truncated: the model would have gone on.
-        """
-        reader = AnswerReader(self.tokenizer, reading, self.opening(prompt_ids), stops)
-        parts: list[Part] = []
-        for token_id in token_ids:
-            parts += reader.push(token_id)
-            if reader.ended:
-                return message(parts)
-        return message(parts + reader.finish(truncated))
+    def _last_mark(self, prompt_ids: Sequence[int]) -> int:
+        """Where a turn of the assistant or a thought begins or ends last; -1: nowhere."""
+        marks = {self._assistant, *(self._marks or ())[:2]}
+        places = reversed(range(len(prompt_ids)))
+        return next((i for i in places if prompt_ids[i] in marks), -1)
+
+    def _is_blank(self, token_id: int) -> bool:
+        special = token_id in self.tokenizer.special_ids
+        return special or not self.tokenizer.token_bytes(token_id).strip()
 
     def check_prompt(self, prompt_ids: Sequence[int]) -> None:
         """Raise InvalidRequestError when an id is not one of the model's."""
@@ -229,7 +229,8 @@ class ServedModel:
         if think is None or end is None:
             return None
         line_break = self.tokenizer.encode("\n")
-        return Marks(think, end, line_break[0] if len(line_break) == 1 else None)
+        blank = frozenset(filter(self._is_blank, range(self.tokenizer.size)))
+        return Marks(think, end, line_break[0] if len(line_break) == 1 else None, blank)
 
     @functools.cached_property
     def _assistant(self) -> int | None:
@@ -240,11 +241,6 @@ class ServedModel:
     def default_sampling_json(self) -> str:
         """The defaults as JSON, or "" when there are none."""
         return json.dumps(dict(self.default_sampling)) if self.default_sampling else ""
-
-
-def _last(ids: Sequence[int], wanted: int | None) -> int:
-    """The last place of an id; -1: it is not there."""
-    return len(ids) - 1 - ids[::-1].index(wanted) if wanted in ids else -1
 
 
 def _default_sampling(generation: Mapping[str, Any], file: Path) -> dict[str, Any]:

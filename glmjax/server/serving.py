@@ -95,7 +95,8 @@ async def serve(
     with _stops_on_signals() as stop:
         async with running(engine, served, host, port, grpc_port) as servers:
             log.info(
-                "ready: %s at http://%s:%d/v1 (OpenAI) and grpc://%s:%d (SglangScheduler)",
+                "ready: %s at http://%s:%d (OpenAI, Anthropic, SGLang) and grpc://%s:%d "
+                "(SglangScheduler)",
                 *(served.name, host, servers.http_port, host, servers.grpc_port),
             )
             if watch is not None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
 from glmjax.errors import InvalidRequestError
 from glmjax.server.served import ServedModel
-from glmjax.text.grammar import GrammarSpec
-from glmjax.text.lexer import Tag
+from glmjax.text.grammar import MAX_GRAMMAR_CHARS, GrammarSpec
+from glmjax.text.lexer import Tag, tag_ids
 from glmjax.text.tool_calls import MAX_NAME, Tools, is_name
-from glmjax.text.tool_grammar import tool_grammar
+from glmjax.text.tool_grammar import StrictToolError, tool_grammar
 
 Tool = Mapping[str, Any]
 Mode = Literal["none", "auto", "required"]
 
 ANSWERS = {"json_object": {"type": "object"}, "json_schema": None}  # kinds that go with tools
-EXPECTED_TOOLS = "functions whose parameters, where strict, have supported keywords only"
+EXPECTED_TOOLS = "functions whose schemas make one grammar together"
+THOUGHT = {Tag.THINK, Tag.END_THINK}
+RESULT = "<tool_response>"  # what begins a tool's answer, which the model does not write
+BANNED = -1e9  # a logit bias
 EXPECTED = (
     'expected "none", "auto", "required", {"type": "function", "function": {"name": ...}} or '
     '{"type": "allowed_tools", "allowed_tools": {"mode": ..., "tools": [...]}}'
@@ -61,9 +65,11 @@ class Toolset:
 
     def bias(self, served: ServedModel) -> dict[int, float]:
         """Logit biases that keep the model from calling tools that it sees but may not call."""
-        begin = served.tokenizer.find(Tag.CALL.value)
-        banned = self.tools and not self.callable and begin is not None
-        return {cast(int, begin): -1e9} if banned else {}
+        if not self.tools or self.callable:
+            return {}
+        tags = [token for tag, token in tag_ids(served.tokenizer).items() if tag not in THOUGHT]
+        banned = [*tags, served.tokenizer.find(RESULT)]
+        return {token: BANNED for token in banned if token is not None}
 
     def grammar(self, answer: GrammarSpec | None, served: ServedModel) -> GrammarSpec | None:
         """What the output must be.
@@ -73,7 +79,8 @@ class Toolset:
             served: the model, for the form of its calls.
 
         Raises:
-            InvalidRequestError: `answer` does not compile, or a model cannot choose it over a call.
+            InvalidRequestError: `answer` does not compile, or a model cannot choose it over a call;
+                or a strict tool's parameters are not served; or all together are too long.
         """
         mode, names, _ = self.choice
         strict = any(tool["function"].get("strict") for tool in self.callable)
@@ -82,7 +89,15 @@ class Toolset:
             return answer
         if answer is not None:
             self._check(answer, served)
-        return GrammarSpec("lark", self._lark(answer, served), "tools", EXPECTED_TOOLS)
+        lark, lead = self._lark(answer, served), served.answer_lead
+        spec = GrammarSpec("lark", lark, "tools", EXPECTED_TOOLS, lead)
+        try:
+            served.constraint(spec, (), thinks=False)
+        except InvalidRequestError:
+            if len(lark) > MAX_GRAMMAR_CHARS:
+                raise  # care makes it no shorter
+            return spec._replace(value=self._lark(answer, served, careful=True))
+        return spec
 
     def _check(self, answer: GrammarSpec, served: ServedModel) -> None:
         """So that an error in it is told as one in it, not in the tools."""
@@ -94,18 +109,26 @@ class Toolset:
             )
         served.constraint(answer, (), thinks=False)
 
-    def _lark(self, answer: GrammarSpec | None, served: ServedModel) -> str:
+    def _lark(self, answer: GrammarSpec | None, served: ServedModel, careful: bool = False) -> str:
         required = self.choice.mode == "required"
         schema = None if required or answer is None else ANSWERS[answer.kind] or answer.value
-        return tool_grammar(
-            self.callable,
-            cast(Any, served.call_form),
-            {tag.value: served.tokenizer.find(tag.value) for tag in Tag},
-            least=int(required),
-            most=self.choice.most,
-            text=not required and schema is None,
-            answer=schema,
-        )
+        try:
+            return tool_grammar(
+                self.callable,
+                cast(Any, served.call_form),
+                {tag.value: token for tag, token in tag_ids(served.tokenizer).items()},
+                least=int(required),
+                most=self.choice.most,
+                text=not required and schema is None,
+                answer=schema,
+                careful=careful,
+            )
+        except StrictToolError as error:
+            place = [tool["function"]["name"] for tool in self.tools].index(error.name)
+            where = f"tools[{place}].function.parameters"
+            raise InvalidRequestError(
+                f"{where} are strict, but cannot be held to: {error.cause}", "tools"
+            ) from None
 
 
 def toolset(
@@ -124,12 +147,17 @@ def toolset(
     """
     checked = [_checked(tool, f"tools[{i}]") for i, tool in enumerate(tools or ())]
     names = [tool["function"]["name"] for tool in checked]
-    if twice := {name for name in names if names.count(name) > 1}:
+    if twice := {name for name, count in Counter(names).items() if count > 1}:
         raise InvalidRequestError(f"tools has {min(twice)!r} more than once", "tools")
     if checked and served.call_form is None:
         raise InvalidRequestError(
             f"{served.name} calls no tools: its chat template does not show how, or its server was "
             "told to read no calls; leave tools out",
+            "tools",
+        )
+    if checked and served.template and not served.template.takes_tools:
+        raise InvalidRequestError(
+            f"{served.name}'s chat template does not show tools to the model; leave tools out",
             "tools",
         )
     made = _choice(choice, names)
@@ -152,6 +180,14 @@ def _checked(tool: Any, where: str) -> Tool:
             f"{where}.function.name is {name!r}, but must be a name of at most {MAX_NAME} "
             "characters, without spaces, quotes or brackets",
             "tools",
+        )
+    if tool.get("strict") not in (None, False):
+        raise InvalidRequestError(
+            f"{where}.strict has no meaning there; put it into {where}.function", "tools"
+        )
+    if not isinstance(function.get("strict"), bool | None):
+        raise InvalidRequestError(
+            f"{where}.function.strict is {function['strict']!r}, but must be true or false", "tools"
         )
     if not isinstance(function.get("parameters"), Mapping | None):
         raise InvalidRequestError(f"{where}.function.parameters must be a JSON schema", "tools")

@@ -40,7 +40,7 @@ CHAT: Neutral = OPENAI | {
     "audio": (),
     "prediction": (),
     "web_search_options": (),
-    "verbosity": ("medium",),
+    "verbosity": ("low", "medium", "high"),  # changes nothing, as on /v1/responses
     "moderation": (),
     "include_reasoning": (True,),
     "do_sample": (True,),
@@ -80,7 +80,7 @@ def check_extra(body: BaseModel, neutral: Neutral, where: str = "") -> None:
     """
     for name, value in (body.model_extra or {}).items():
         if name not in neutral:
-            raise InvalidRequestError(f"unknown field {where}{name}", where + name)
+            raise InvalidRequestError(f"unknown field {where + name!r}", where + name)
         accepted = neutral[name]
         if value is not None and ... not in accepted and value not in accepted:
             instead = INSTEAD.get(name, "leave it out")

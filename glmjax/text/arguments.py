@@ -84,13 +84,13 @@ def _value(text: str, kinds: frozenset[str]) -> str:
     Where the schema allows strings too, quoted text is a string that has quotes: strings are
     written without them.
     """
-    kind = _json_kind(text)
+    kind = json_kind(text)
     if kind and ("string" not in kinds or kind in kinds - STRING):
         return text.strip()
     return f'"{_escaped(text)}"'
 
 
-def _json_kind(text: str) -> str | None:
+def json_kind(text: str) -> str | None:
     """The kind of JSON that a text is; None if it is none that every client can read.
 
     So numbers that are no finite double and half surrogate pairs, which orjson refuses, are none;

@@ -309,6 +309,10 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise _refusal(f"{where}.role", role, f"one of {', '.join(ROLES)}")
+    if role != "assistant" and "content" not in message:
+        raise InvalidRequestError(
+            f'{where} has no content; it must have one, if only "" or null', "messages"
+        )
     content = _text(message.get("content"), f"{where}.content")
     normal = {**message, "role": ROLES[role], "content": content}
     normal = {key: value for key, value in normal.items() if value is not None}

@@ -7,30 +7,36 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from glmjax.errors import InvalidRequestError
+from glmjax.errors import InvalidRequestError, QueueFullError
+from glmjax.text.patterns import byte_tokenizer
 from glmjax.text.tokenizer import Tokenizer
 
-MAX_GRAMMAR_CHARS = 2**17
+# Compiling takes two seconds at most, and four times that for twice as many.
+MAX_GRAMMAR_CHARS = 3 * 2**16
 
 # Between the parts of JSON: a blank, or a line break and an indentation. llguidance's default has
 # no bound, so that a model could go on with blanks for ever.
-_WHITESPACE = r" |\n[ \t]{0,40}"
+WHITESPACE = r" |\n[ \t]{0,40}"
 
 # Forcing takes the tokenizer's own way to write a text that is the only one possible, and so the
 # token <think> where a grammar has the letters "<think>".
-_ROOT = {"lark_grammar": '%llguidance {"no_forcing": true}\nstart: @given'}
+_ROOT = '%llguidance {{"no_forcing": true}}\nstart: {lead} @given'
 
 # The compiler recurses from rule to rule, and an overflow would end the process. This is enough for
 # any grammar of MAX_GRAMMAR_CHARS; only pages that are touched become memory.
 _STACK_BYTES = 2**29
 _STACK_SIZE_LOCK = threading.Lock()  # the size that new threads get is a setting of the process
+
+_COMPILE_S = 15  # the largest grammars take 2
+_COMPILERS = threading.BoundedSemaphore(4)  # as many threads may compile at once
+_MAX_ITEMS = 20_000  # ways on at one place: an object has one for each property that may come
 
 _CAUSE_LINES, _CAUSE_COLUMNS = 12, 100  # llguidance quotes whole grammars
 
@@ -44,12 +50,14 @@ class GrammarSpec(NamedTuple):
             "lark" the text; of a "choice" the strings.
         param: the field of the request that it came from, for errors.
         expected: what that field must be, for errors; None: what all of this kind must be.
+        lead: what may come before, once.
     """
 
     kind: Literal["json_schema", "json_object", "regex", "lark", "choice"]
     value: Any = None
     param: str | None = None
     expected: str | None = None
+    lead: str = ""
 
 
 class Grammars:
@@ -88,7 +96,7 @@ class Grammars:
             )
         _, expected = _LANGUAGES[spec.kind]
         try:
-            matcher = self._compiled(spec.kind, json.dumps(spec.value))
+            matcher = self._compiled(spec.kind, json.dumps(spec.value), spec.lead)
         except (TypeError, ValueError, RecursionError) as error:
             expected = spec.expected or expected
             message = f"{spec.param or spec.kind} must be {expected}: {_shortened(str(error))}"
@@ -96,14 +104,16 @@ class Grammars:
         with self._copying:
             return GrammarConstraint(matcher.deep_copy(), self._words, spec.param)
 
-    def _compile(self, kind: str, value: str) -> LLMatcher:
+    def _compile(self, kind: str, value: str, lead: str) -> LLMatcher:
         """At its beginning; `value` is JSON."""
         write, _ = _LANGUAGES[kind]
-        return _compile(self._tokenizer, write(json.loads(value)))
+        return _compile(self._tokenizer, write(json.loads(value)), lead)
 
 
 class GrammarConstraint:
     """Where one request is in its grammar: a `glmjax.types.Constraint`."""
+
+    ends, over = True, False
 
     def __init__(self, matcher: LLMatcher, words: int, param: str | None):
         self._matcher = matcher
@@ -134,8 +144,9 @@ class GrammarConstraint:
         """Take in tokens that were generated, as `Constraint` has it."""
         for token in tokens:
             if not self._matcher.consume_token(token):
-                message = f"the grammar does not allow token {token} here"
-                raise InvalidRequestError(message, self._param)
+                failed = self._matcher.is_error() and _shortened(_error(self._matcher))
+                cause = failed or f"it does not allow token {token} here"
+                raise InvalidRequestError(f"the grammar cannot go on: {cause}", self._param)
 
     def _copy(self) -> GrammarConstraint:
         # Not llguidance's rollback: it does not count end tokens, and cannot leave a dead end.
@@ -150,6 +161,16 @@ class GrammarConstraint:
         if not self._matcher.is_error():
             row[: len(found)] = found[: len(row)]  # the tokenizer's size, and up to a word more
         return row
+
+
+@lru_cache(maxsize=512)  # tools come with every turn of a chat
+def flaw(lark: str) -> str | None:
+    """Why a Lark grammar cannot be used, whatever the tokenizer, in one line; None if it can."""
+    try:
+        _compile(byte_tokenizer(), _lark(lark), "")
+    except ValueError as error:
+        return str(error).strip().partition("\n")[0].rpartition("JSON schema: ")[2]
+    return None
 
 
 def allows(mask: np.ndarray, token: int) -> bool:
@@ -167,16 +188,18 @@ def _shortened(cause: str) -> str:
     return "\n".join(line[:_CAUSE_COLUMNS].rstrip() for line in lines)
 
 
-def _compile(tokenizer: LLTokenizer, given: dict[str, Any]) -> LLMatcher:
+def _compile(tokenizer: LLTokenizer, given: dict[str, Any], lead: str) -> LLMatcher:
     """Raises ValueError: it is too long or wrong, or nothing matches it."""
-    grammar = json.dumps({"grammars": [_ROOT, given | {"name": "given"}]})
+    root = _ROOT.format(lead=f"{json.dumps(lead)}?" if lead else "")
+    grammar = json.dumps({"grammars": [{"lark_grammar": root}, given | {"name": "given"}]})
     if len(grammar) > MAX_GRAMMAR_CHARS:
         raise ValueError(
-            f"it has {len(grammar)} characters, and may have {MAX_GRAMMAR_CHARS} at most"
+            f"it has {len(grammar)} characters, {len(grammar) - MAX_GRAMMAR_CHARS} more than the "
+            f"{MAX_GRAMMAR_CHARS} that it may have"
         )
 
     def compiled() -> LLMatcher:
-        limits = LLParserLimits(verbose_errors=False)
+        limits = LLParserLimits(max_items_in_row=_MAX_ITEMS, verbose_errors=False)
         matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
         matcher.compute_bitmask()  # finds grammars that nothing matches
         return matcher
@@ -188,20 +211,39 @@ def _compile(tokenizer: LLTokenizer, given: dict[str, Any]) -> LLMatcher:
 
 
 def _on_deep_stack(function: Callable[[], LLMatcher]) -> LLMatcher:
-    with ThreadPoolExecutor(1) as pool:
-        with _STACK_SIZE_LOCK:
-            before = threading.stack_size(_STACK_BYTES)
-            try:
-                future = pool.submit(function)  # starts the thread
-            finally:
-                threading.stack_size(before)
-        return future.result()
+    """What a function returns or raises, or a ValueError if it takes too long.
+
+    A compiler cannot be stopped. One that does not end keeps its thread and one of few places, and
+    nobody waits for it.
+    """
+    done: Future[LLMatcher] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(function())
+        except BaseException as error:
+            done.set_exception(error)
+        finally:
+            _COMPILERS.release()
+
+    if not _COMPILERS.acquire(timeout=_COMPILE_S):
+        raise QueueFullError("too many grammars are being compiled; try again later")
+    with _STACK_SIZE_LOCK:
+        before = threading.stack_size(_STACK_BYTES)
+        try:
+            threading.Thread(target=run, daemon=True).start()
+        finally:
+            threading.stack_size(before)
+    try:
+        return done.result(_COMPILE_S)
+    except TimeoutError:
+        raise ValueError(f"it takes more than {_COMPILE_S} s to compile") from None
 
 
 def _json_schema(schema: Any) -> dict[str, Any]:
     text = schema if isinstance(schema, str) else json.dumps(schema)
     grammar = LLMatcher.grammar_from_json_schema(
-        text, overrides={"whitespace_flexible": True, "whitespace_pattern": _WHITESPACE}
+        text, overrides={"whitespace_flexible": True, "whitespace_pattern": WHITESPACE}
     )
     return json.loads(grammar)["grammars"][0]
 

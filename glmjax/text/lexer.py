@@ -26,6 +26,11 @@ class Tag(enum.Enum):
 Symbol = Tag | str
 
 
+def tag_ids(tokenizer: Tokenizer) -> dict[Tag, int | None]:
+    """Of each tag its token; None where it is spelled by several."""
+    return {tag: tokenizer.find(tag.value) for tag in Tag}
+
+
 def written(symbol: Symbol) -> str:
     """The text of a tag, or text itself."""
     return symbol if isinstance(symbol, str) else symbol.value
@@ -43,7 +48,7 @@ class Lexer:
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True):
-        ids = {tag: tokenizer.find(tag.value) for tag in Tag}
+        ids = tag_ids(tokenizer)
         self._tags = {token_id: tag for tag, token_id in ids.items() if token_id is not None}
         self._token_bytes = tokenizer.token_bytes
         self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()

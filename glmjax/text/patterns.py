@@ -16,12 +16,14 @@ from llguidance import LLMatcher, LLTokenizer
 ANY = "(?s:.*)"
 
 _MAX_LENGTH = 1000  # of a pattern: longer ones could take minutes
+MAX_COUNT = 512  # of characters that are counted; masks take 0.1 ms for each
 
 # An escape, a class in brackets, or a character of a regular expression.
 _REGEX_PART = re.compile(r"\\.|\[\^?(?:\\.|[^\]\\])*\]|.", re.DOTALL)
 # ECMA's meaning of them is ASCII; Rust's regexes know set operations in classes.
 _CLASSES = {r"\d": "0-9", r"\w": "0-9A-Za-z_", "[": r"\[", "&": r"\&", "~": r"\~"}
 _ESCAPES = {r"\d": "[0-9]", r"\D": "[^0-9]", r"\w": "[0-9A-Za-z_]", r"\W": "[^0-9A-Za-z_]"}
+_REPEATED = re.compile(r"\{(\d+)(?:,(\d*))?\}", re.ASCII)
 _IN_LARK = {"/": r"\/"}
 
 
@@ -31,7 +33,7 @@ def search(pattern: Any) -> str | None:
     None if llguidance does not know it, or it is long. "^" and "$" are known where the pattern, or
     one of its alternatives, begins and ends.
     """
-    if not isinstance(pattern, str) or len(pattern) > _MAX_LENGTH:
+    if not isinstance(pattern, str) or _is_heavy(pattern):
         return None
     depth, alternatives = 0, list[list[str]]([[]])
     for part in _REGEX_PART.findall(pattern):
@@ -42,6 +44,12 @@ def search(pattern: Any) -> str | None:
             alternatives[-1].append(part)
     regex = "|".join(map(_unanchored, alternatives))
     return regex if _compiles(LLMatcher.grammar_from_lark, f"start: /{regex}/") else None
+
+
+def _is_heavy(pattern: str) -> bool:
+    """Whether the engine might give up on it in the middle of an answer."""
+    counts = [max(int(n or 0) for n in found) for found in _REPEATED.findall(pattern)]
+    return len(pattern) > _MAX_LENGTH or sum(counts) > MAX_COUNT
 
 
 def _unanchored(parts: list[str]) -> str:
@@ -70,11 +78,11 @@ def _compiles(read: Callable[[str], str], source: str) -> bool:
         return False
 
 
-def is_known(pattern: Any) -> bool:
-    """Whether llguidance takes it in a schema."""
-    if isinstance(pattern, str) and len(pattern) > _MAX_LENGTH:
+def is_known(keyword: str, value: Any) -> bool:
+    """Whether llguidance takes a `pattern` or a `format` in a schema."""
+    if keyword == "pattern" and isinstance(value, str) and _is_heavy(value):
         return False
-    schema = {"type": "string", "pattern": pattern}
+    schema = {"type": "string", keyword: value}
     return _compiles(LLMatcher.grammar_from_json_schema, json.dumps(schema))
 
 
@@ -85,11 +93,12 @@ def matches(pattern: Any, text: str) -> bool:
     if regex is None:
         return False
     grammar = LLMatcher.grammar_from_lark(f"start: /{regex}/")
-    matcher = LLMatcher(_byte_tokenizer(), grammar, log_level=0)
+    matcher = LLMatcher(byte_tokenizer(), grammar, log_level=0)
     data = list(text.encode("utf-8", "replace"))
     return matcher.try_consume_tokens(data) == len(data) and matcher.is_accepting()
 
 
 @lru_cache(maxsize=1)
-def _byte_tokenizer() -> LLTokenizer:
+def byte_tokenizer() -> LLTokenizer:
+    """One whose tokens are the bytes."""
     return LLTokenizer("byte")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,7 +13,7 @@ from glmjax.text.parts import Content, Part, Reasoning
 from glmjax.text.tokenizer import Tokenizer
 from glmjax.text.tool_calls import CallReader, Tools
 
-LINE_BREAKS = "\r\n"
+FRONT = re.compile(r"(?:[ \t]*[\r\n]+)*")  # line breaks, and blank lines
 
 
 class Reader(Protocol):
@@ -134,6 +135,8 @@ class AnswerReader:
         self._withheld: list[str] = []  # the thought, where it comes whole
         self._text = _Trimmed(front=False)
         self._at_front = opening.fresh or opening.in_thought
+        self._front: list[str] = []  # white space there
+        self._between = ""  # what parts text from text before a call
         self._call: CallReader | None = None
         self._calls = 0
         begins_with = self._in_thought if opening.in_thought else self._in_text
@@ -157,7 +160,6 @@ class AnswerReader:
         parts = self._take(self._lexer.finish())
         if self.ended:
             return parts
-        parts += self._say("".join(self._blank))
         if self._call is not None:
             parts += self._called(self._call.finish(truncated))
             self.ended = self.matched is not None
@@ -181,16 +183,16 @@ class AnswerReader:
         blank, self._blank = "".join(self._blank), []
         if symbol in (Tag.THINK, Tag.END_THINK):
             self._state = self._in_thought if symbol is Tag.THINK else self._at_begin
-            return self._say(blank + written(symbol)) if self._raw else []
+            return self._show(blank + written(symbol)) if self._raw else []
         self._state = self._in_text
         return self._take([blank, symbol])
 
     def _in_thought(self, symbol: Symbol) -> list[Part]:
         if symbol is Tag.END_THINK:
             self._state = self._at_begin
-            return self._say(symbol.value) if self._raw else self._end_thought()
+            return self._show(symbol.value) if self._raw else self._end_thought()
         if self._raw:
-            return self._say(written(symbol))
+            return self._show(written(symbol))
         if symbol is Tag.THINK and not self._thought.begun:
             return []
         return self._think(written(symbol))
@@ -207,12 +209,21 @@ class AnswerReader:
     # What they do
 
     def _say(self, text: str) -> list[Part]:
-        if self._at_front and not self._raw:
-            text = text.lstrip(LINE_BREAKS)
-            self._at_front = not text
+        if self._at_front:
+            self._front.append(text)
+            if not text.strip():
+                return []
+            text = self._between + _without_front("".join(self._front))
+            self._front, self._at_front = [], False
+        self._between = "\n"
         sure = self._text.push(self._cutter.push(text))
         self.ended = self.matched is not None
         return _content(sure + self._text.rest() if self.ended else sure)
+
+    def _show(self, text: str) -> list[Part]:
+        """A thought as text, in which stop strings mean nothing."""
+        self._at_front, self._between = False, "\n"
+        return _content(self._text.push(self._cutter.finish() + text))
 
     def _think(self, text: str) -> list[Part]:
         sure = self._thought.push(text)
@@ -275,6 +286,11 @@ class _Trimmed:
         """The white space held; it is forgotten then."""
         held, self._held = "".join(self._held), []
         return held
+
+
+def _without_front(text: str) -> str:
+    front = FRONT.match(text)
+    return text[front.end() :] if front else text
 
 
 def _content(text: str) -> list[Part]:

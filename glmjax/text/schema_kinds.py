@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 from urllib.parse import unquote
 
@@ -19,6 +20,9 @@ ALL_KINDS = frozenset({"string", "number", "boolean", "null", "object", "array"}
 
 _MAX_DEPTH = 50  # of unions in unions; what lies deeper may be anything
 _MAX_VARIANTS, _MAX_UNIONS = 64, 8  # and how deep unions are taken apart
+
+# What a schema can cost: what is beyond is taken to allow everything.
+_MAX_BRANCHES, _MAX_CONJUNCTS, _MAX_PATTERNS = 256, 1000, 64
 
 # Keywords that concern one type. By JSON schema a value of another type passes them, but a tool
 # that gives `properties` and leaves out `type` means an object. Only where nothing else tells.
@@ -81,7 +85,7 @@ def conjuncts(schema: Schema, root: Schema) -> list[Mapping[str, Any]]:
     """The schemas that hold all at once: `schema`, and what it has in `$ref` and `allOf`."""
     found: dict[int, Mapping[str, Any]] = {}
     pending = [schema]
-    while pending:
+    while pending and len(found) < _MAX_CONJUNCTS:
         part = pending.pop()
         if isinstance(part, Mapping) and id(part) not in found:
             found[id(part)] = part
@@ -94,7 +98,7 @@ def branches(part: Mapping[str, Any]) -> Iterator[list[Schema]]:
     """The unions of one schema: the branches of its `anyOf` and of its `oneOf`."""
     for key in ("anyOf", "oneOf"):
         if union := [branch for branch in list_of(part.get(key)) if branch is not False]:
-            yield union
+            yield union if len(union) <= _MAX_BRANCHES else [True]
 
 
 def variants(schema: Schema, root: Schema, depth: int = 0) -> list[list[Mapping[str, Any]]]:
@@ -108,7 +112,8 @@ def variants(schema: Schema, root: Schema, depth: int = 0) -> list[list[Mapping[
         for branch in union:
             inner = variants(branch, root, depth + 1) if depth < _MAX_UNIONS else []
             taken += [first + more for first in found for more in inner]
-            if not inner or len(taken) > _MAX_VARIANTS:
+            size = sum(map(len, taken))
+            if not inner or len(taken) > _MAX_VARIANTS or size > _MAX_CONJUNCTS:
                 return []
         found = taken
     return found
@@ -126,7 +131,7 @@ def own_schemas(part: Mapping[str, Any], name: str) -> list[Schema]:
     declared = map_of(part.get("properties"))
     if name in declared:
         return [declared[name]]
-    patterns = map_of(part.get("patternProperties")).items()
+    patterns = islice(map_of(part.get("patternProperties")).items(), _MAX_PATTERNS)
     matching = [inner for pattern, inner in patterns if matches(pattern, name)]
     others = part.get("additionalProperties")
     return matching or ([others] if isinstance(others, Mapping) else [])

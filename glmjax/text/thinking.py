@@ -15,11 +15,19 @@ from glmjax.types import Constraint
 
 
 class Marks(NamedTuple):
-    """Token ids: of what begins and ends a thought, and of the line break that may come before."""
+    """Token ids around a thought.
+
+    Attributes:
+        think, end: of what begins and ends it.
+        line_break: of the line break that may come before.
+        blank: of all that may, where it is not a grammar that says: white space, and what is no
+            text.
+    """
 
     think: int
     end: int
     line_break: int | None
+    blank: frozenset[int] = frozenset()
 
 
 class Phase(Enum):
@@ -62,6 +70,16 @@ class Thinking:
         self._begins = mask_of([marks.think], vocab_size)
         self._ends = mask_of([marks.end], vocab_size)
         self._break = mask_of(() if marks.line_break is None else [marks.line_break], vocab_size)
+
+    @property
+    def ends(self) -> bool:
+        """As `Constraint` has it."""
+        return self._inner is not None
+
+    @property
+    def over(self) -> bool:
+        """As `Constraint` has it."""
+        return self._inner is None and self._phase is Phase.ANSWER
 
     def masks(self, drafts: Sequence[int]) -> np.ndarray:
         """What may come next, and after each draft, as `Constraint` has it."""
@@ -112,7 +130,7 @@ class Thinking:
             self._phase = Phase.THOUGHT
         elif token == self._marks.line_break:
             self._break = np.zeros_like(self._break)  # where a thought must come, one is enough
-        elif token != self._marks.end:
+        elif token != self._marks.end and token not in self._marks.blank:
             self._phase = Phase.ANSWER
 
 

@@ -14,6 +14,7 @@ from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 from glmjax.errors import InvalidRequestError
+from glmjax.text.grammar import MAX_GRAMMAR_CHARS, flaw
 from glmjax.text.patterns import ANY, search
 from glmjax.text.schema_kinds import (
     Schema,
@@ -36,6 +37,19 @@ _SEPARATORS = {"glm45": "\n", "glm47": ""}
 _KEY = r"/[^\s]|[^\s][^\r\n]*[^\s]/"  # blanks at its ends might not be read
 
 
+class StrictToolError(InvalidRequestError):
+    """Calls of a tool with `strict` cannot be held to its parameters.
+
+    Attributes:
+        name: the tool's.
+        cause: what in its parameters is not served.
+    """
+
+    def __init__(self, name: str, cause: str):
+        super().__init__(f"the parameters of the strict tool {name!r}: {cause}", "tools")
+        self.name, self.cause = name, cause
+
+
 def tool_grammar(
     tools: Sequence[Mapping[str, Any]],
     form: Literal["glm45", "glm47"],
@@ -45,21 +59,23 @@ def tool_grammar(
     most: int | None = None,
     text: bool = False,
     answer: Mapping[str, Any] | str | None = None,
+    careful: bool = False,
 ) -> str:
     """What a `GrammarSpec` of kind "lark" takes, for an answer that may call tools.
 
     Arguments come in the order of the schema's `properties`, each at most once, those required
     always. Further ones follow if `additionalProperties` says so, or no properties are declared.
 
-    A value is of its schema. Strings are verbatim: with their `enum`, `const`, `pattern` and
-    length, but whatever their `format`; they cannot hold "</arg_value>". A pattern that is long,
-    or that llguidance does not know, is left out. Where a string is one of several types, and
-    another one has more values than `null` or `enum` name, any text may come.
+    A value is of its schema, and objects in it that declare properties have no others either.
+    Strings are verbatim: with their `enum`, `const`, `pattern` and length, but whatever their
+    `format`; they cannot hold "</arg_value>". Lengths above `patterns.MAX_COUNT` are left out, and
+    so is a pattern that is long, that counts beyond it, or that llguidance does not know. Where a
+    string is one of several types, and another one has more values than `null` or `enum` name, any
+    text may come.
 
     Args:
         tools: those that may be called, as in OpenAI's API. Keywords of JSON schema that llguidance
-            does not know count only for tools with `strict`, where they are an error as soon as
-            the grammar is compiled.
+            does not know count only for tools with `strict`, where they are an error.
         form: "glm45", with line breaks between the parts, or "glm47", without.
         tags: of each of TAGS its token, which nothing else can stand for; None if it is spelled in
             letters. Strings within JSON might then hold it, too.
@@ -68,13 +84,16 @@ def tool_grammar(
         text: text without tags may come before calls, or alone if `least` is 0.
         answer: a JSON schema, or its JSON: with `least` 0, JSON of it may come instead of calls;
             then no text.
+        careful: for schemas of which one does not compile. Values that it is of are any JSON of
+            their types; where the tool is strict, it is an error. Slow, as each is compiled.
 
     Raises:
+        StrictToolError: a tool with `strict` has parameters that are not served.
         InvalidRequestError: calls must come, but there are no tools; `answer` is no schema; or
             schemas are nested too deep.
     """
     text = text and answer is None
-    writer = _Writer(tags, _SEPARATORS[form])
+    writer = _Writer(tags, _SEPARATORS[form], careful)
     try:
         options = [] if least else [writer.plain(text, _read(answer))]
         if tools and most != 0:
@@ -103,11 +122,12 @@ class _Shape(NamedTuple):
 class _Writer:
     """Writes one grammar: methods return what may stand in a rule. Equal rules are written once."""
 
-    def __init__(self, tags: Mapping[str, int | None], separator: str):
+    def __init__(self, tags: Mapping[str, int | None], separator: str, careful: bool):
         tokens = {tag: tags.get(tag) for tag in TAGS}
         self._tags: dict[str, Tag] = {t: t if i is None else i for t, i in tokens.items()}
-        self._separator = separator
+        self._separator, self._careful = separator, careful
         self._names: dict[tuple[str, str], str] = {}  # kind of a rule and its body -> its name
+        self._chars = 0
 
     def finished(self, start: str) -> str:
         lazy = {"until": "[lazy]"}
@@ -117,22 +137,18 @@ class _Writer:
     def plain(self, text: bool, answer: dict[str, Any] | None) -> str:
         """What may come instead of calls."""
         if answer is not None:
-            return _joined([self._lead(), self._named("json", json_rule(answer, lenient=False))])
+            return self._named("json", json_rule(answer, lenient=False))
         return self._text() if text else '""'
 
     def calls(
         self, tools: Iterable[Mapping[str, Any]], least: int, most: int | None, text: bool
     ) -> str:
         opening = self._tags["<tool_call>"]
-        head = self._closed(self._text(), opening) if text else [self._lead(), _row(opening)]
+        head = self._closed(self._text(), opening) if text else [_row(opening)]
         call = self._named("call", " | ".join(dict.fromkeys(map(self._call, tools))))
         bounds = f"{max(least - 1, 0)},{'' if most is None else most - 1}"
         more = f"({_row(self._separator, opening)} {call}){{{bounds}}}"
         return _joined([*head, call, more if most != 1 else ""])
-
-    def _lead(self) -> str:
-        """An answer may begin with a line break, where calls are separated by one."""
-        return f"{quoted(self._separator)}?" if self._separator else ""
 
     def _text(self) -> str:
         return self._named("TEXT", _without(TAGS))
@@ -140,9 +156,14 @@ class _Writer:
     def _call(self, tool: Mapping[str, Any]) -> str:
         """A call, behind its opening tag."""
         function = map_of(tool.get("function"))
-        parameters, lenient = function.get("parameters"), function.get("strict") is not True
-        shapes = [self._arguments(shape, parameters, lenient) for shape in _shapes(parameters)]
-        head = _row(str(function.get("name", "")) + self._separator)
+        name, parameters = str(function.get("name", "")), function.get("parameters")
+        lenient = function.get("strict") is not True
+        try:
+            found = _shapes(parameters) if lenient else _strict_shapes(parameters)
+            shapes = [self._arguments(shape, parameters, lenient) for shape in found]
+        except ValueError as error:
+            raise StrictToolError(name, str(error)) from None
+        head = _row(name + self._separator)
         return _joined([head, _either(shapes), _row(self._tags["</tool_call>"])])
 
     def _arguments(self, shape: _Shape, root: Schema, lenient: bool) -> str:
@@ -173,18 +194,26 @@ class _Writer:
         """An argument; `head` is what stands between <arg_key> and the value."""
         end, found = self._tags["</arg_value>"], kinds(schema, root)
         if "string" in found:
-            value = self._closed(self._string(schema, root), end)
+            value = self._closed(self._string(schema, root, lenient), end)
         else:
-            flat = found.isdisjoint({"object", "array"})
-            rule = self._named("json", json_rule(self_contained(schema, root), lenient, flat))
-            value = [rule, _row(end)]
+            value = [self._json(schema, root, lenient, found), _row(end)]
         row = [_row(self._tags["<arg_key>"]), head, *value, _row(self._separator)]
         return self._named("pair", _joined(row))
 
-    def _string(self, schema: Schema, root: Schema) -> str:
+    def _json(self, schema: Schema, root: Schema, lenient: bool, found: frozenset[str]) -> str:
+        """A value that is one of the types `found`, none of them a string."""
+        flat = found.isdisjoint({"object", "array"})
+        rule = json_rule(self_contained(schema, root), lenient, flat)
+        cause = flaw(f"start: {rule}") if self._careful else None
+        if cause and not lenient:
+            raise ValueError(cause)
+        plain = json_rule({"type": sorted(found)}, lenient, flat)
+        return self._named("json", plain if cause else rule)
+
+    def _string(self, schema: Schema, root: Schema, lenient: bool) -> str:
         """A value that may be a string."""
         text = self._named("VALUE", _without(["</arg_value>"]))
-        options = text_options(schema, root, text)
+        options = text_options(schema, root, text, lenient)
         if options in (None, [], [text]):
             return text
         return self._named("VALUE", " | ".join(dict.fromkeys(options)))
@@ -198,6 +227,14 @@ class _Writer:
 
     def _named(self, kind: str, body: str) -> str:
         """The name of the rule with this body: a terminal if `kind` is in capitals."""
+        if (kind, body) not in self._names:
+            self._chars += len(body)
+            if self._chars > MAX_GRAMMAR_CHARS:  # before all of it is written
+                raise InvalidRequestError(
+                    f"the tools' schemas make a grammar of more than {MAX_GRAMMAR_CHARS} "
+                    "characters; offer fewer tools at once, or simpler ones",
+                    "tools",
+                )
         return self._names.setdefault((kind, body), f"{kind}{len(self._names)}")
 
 
@@ -231,8 +268,24 @@ def _without(texts: Iterable[str]) -> str:
 
 def _shapes(parameters: Schema) -> list[_Shape]:
     """The shapes that arguments may have: one for each way through the unions."""
-    found = variants(parameters, parameters) or [conjuncts(parameters, parameters)]
-    return [_shape(parts) for parts in found]
+    found = [_shape(parts) for parts in variants(parameters, parameters)]
+    if not found:  # too many ways: what is declared besides them, and anything
+        found = [_shape(conjuncts(parameters, parameters))._replace(further=[(None, {})])]
+    return found
+
+
+def _strict_shapes(parameters: Schema) -> list[_Shape]:
+    """The same, of parameters that are held to. Raises ValueError: they are not served."""
+    if parameters is None:
+        return _shapes(parameters)
+    if "object" not in kinds(parameters, parameters):
+        raise ValueError("arguments are an object, but their type is another one")
+    cause = flaw(f"start: {json_rule(self_contained(parameters, parameters), lenient=False)}")
+    if cause:
+        raise ValueError(cause)
+    if not variants(parameters, parameters):
+        raise ValueError("anyOf and oneOf have too many ways through them")
+    return _shapes(parameters)
 
 
 def _shape(parts: list[Mapping[str, Any]]) -> _Shape:

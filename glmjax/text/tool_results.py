@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
-Message = Mapping[str, Any]
+Message = TypeVar("Message", bound=Mapping[str, Any])
 
 
 def in_call_order(messages: Sequence[Message]) -> list[Message]:

@@ -6,27 +6,30 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import orjson
-
-from glmjax.text.grammar import _WHITESPACE
-from glmjax.text.patterns import is_known, search
+from glmjax.text.arguments import json_kind
+from glmjax.text.grammar import WHITESPACE, flaw
+from glmjax.text.patterns import MAX_COUNT, is_known, search
 from glmjax.text.schema_kinds import (
     Schema,
     hinted_kinds,
     kind_of,
     kinds,
+    list_of,
+    map_of,
     resolve,
     values_of,
     variants,
 )
-
-_MAX_LENGTH = 2**12  # longer bounds of strings are left out
 
 # Keywords of JSON schema that hold a schema, a list of them, or named ones.
 _ONE = {"items", "additionalItems", "additionalProperties", "propertyNames", "contains", "not"}
 _ONE |= {"if", "then", "else", "unevaluatedItems", "unevaluatedProperties"}
 _LISTS = {"anyOf", "oneOf", "allOf", "prefixItems", "items"}
 _MAPS = {"properties", "patternProperties", "dependentSchemas"}
+
+# What says which properties an object has, and what brings in other schemas that say so too.
+_OBJECT = {"properties", "patternProperties", "additionalProperties", "unevaluatedProperties"}
+_BESIDE = {"allOf", "anyOf", "oneOf", "$ref", "if", "dependentSchemas"}
 
 # They say nothing of what is valid, or what they say is written in another way.
 _DROPPED = {"title", "description", "default", "example", "examples", "deprecated", "nullable"}
@@ -41,25 +44,29 @@ def quoted(text: str) -> str:
 # Strings
 
 
-def text_options(schema: Schema, root: Schema, text: str) -> list[str] | None:
+def text_options(schema: Schema, root: Schema, text: str, lenient: bool) -> list[str] | None:
     """How the values of a schema are written that may be strings.
 
     Args:
         schema: the value's.
         root: what "#" means in its references.
         text: the terminal for any text.
+        lenient: a pattern and lengths that nothing fits do not count.
 
     Returns:
         Bodies of terminals, each for a part of the values; None if they cannot be told from
         others, and none if there are too many or no values.
+
+    Raises:
+        ValueError: nothing fits a pattern and lengths.
     """
     written = kinds(schema, root)
-    found = [_options(parts, written, root, text) for parts in variants(schema, root)]
+    found = [_options(parts, written, root, text, lenient) for parts in variants(schema, root)]
     return None if None in found else [option for options in found for option in options or []]
 
 
 def _options(
-    parts: list[Mapping[str, Any]], written: frozenset[str], root: Schema, text: str
+    parts: list[Mapping[str, Any]], written: frozenset[str], root: Schema, text: str, lenient: bool
 ) -> list[str] | None:
     """As `text_options`, for schemas that hold at once, of a value that is one of `written`."""
     own = kinds({"allOf": parts}, root)
@@ -72,36 +79,32 @@ def _options(
     if not own <= {"string", *literals}:
         return None
     words = [quoted(word) for kind in sorted(own - {"string"}) for word in literals[kind]]
-    return words + ([_bounded(text, parts)] if "string" in own else [])
+    return words + ([_bounded(text, parts, lenient)] if "string" in own else [])
 
 
 def _written(value: Any, allowed: frozenset[str]) -> str | None:
     """A value as it stands in a call; None for a string that would be read as another value."""
     if not isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
-    return None if _json_kind(value) in allowed - {"string"} else value
+    return None if json_kind(value) in allowed - {"string"} else value
 
 
-def _json_kind(text: str) -> str | None:
-    """Of which kind the value is that a text is as JSON."""
-    try:
-        return kind_of(orjson.loads(text))
-    except orjson.JSONDecodeError:
-        return None
-
-
-def _bounded(text: str, parts: list[Mapping[str, Any]]) -> str:
+def _bounded(text: str, parts: list[Mapping[str, Any]], lenient: bool) -> str:
     """The terminal `text` with the lengths and patterns of schemas."""
     patterns = [search(part.get("pattern")) for part in parts]
     least = max(_lengths(parts, "minLength"), default=0)
     most = min(_lengths(parts, "maxLength"), default="")
     length = f"(?s:.{{{least},{most}}})" if (least, most) != (0, "") else None
-    return " & ".join([text, *(f"/{regex}/" for regex in [length, *patterns] if regex)])
+    bounds = [f"/{regex}/" for regex in [length, *patterns] if regex]
+    cause = flaw(f"start: TEXT\nTEXT: {' & '.join(bounds)}") if bounds else None
+    if cause and not lenient:
+        raise ValueError(f"strings of this pattern and length: {cause}")
+    return " & ".join([text, *([] if cause else bounds)])
 
 
 def _lengths(parts: list[Mapping[str, Any]], keyword: str) -> list[int]:
     values = [part.get(keyword) for part in parts]
-    return [v for v in values if type(v) is int and 0 <= v <= _MAX_LENGTH]
+    return [v for v in values if type(v) is int and 0 <= v <= MAX_COUNT]
 
 
 # JSON
@@ -114,30 +117,37 @@ def json_rule(schema: dict[str, Any], lenient: bool, flat: bool = False) -> str:
         lenient: what llguidance does not know does not count.
         flat: there are no parts, with blanks between them.
     """
-    options = {} if flat else {"whitespace_pattern": _WHITESPACE}
-    options |= {"lenient": True} if lenient else {}
+    options = dict(map_of(schema.get("x-guidance"))) | ({"lenient": True} if lenient else {})
+    options |= {} if flat else {"whitespace_pattern": WHITESPACE}
     whole = schema | ({"x-guidance": options} if options else {})
     return f"%json {json.dumps(whole, ensure_ascii=False, separators=(',', ':'))}"
 
 
-def self_contained(schema: Schema, root: Schema) -> dict[str, Any]:
-    """The same schema, with the definitions that it uses and without what is not for llguidance."""
-    numbers: dict[str, int] = {}  # of the references
+def self_contained(schema: Schema, root: Schema, closed: bool = True) -> dict[str, Any]:
+    """The same schema, with the definitions that it uses and without what is not for llguidance.
 
-    def local(reference: Any) -> Any:
+    Args:
+        schema: a JSON schema, or OpenAPI's with `nullable`.
+        root: what "#" means in its references.
+        closed: objects that declare properties have no others, unless a schema says so, or several
+            schemas that hold at once tell what they have.
+    """
+    numbers: dict[tuple[str, bool], int] = {}  # of the references, and whether objects stay open
+
+    def local(reference: Any, as_is: bool) -> Any:
         if resolve(reference, root) is None:
             return reference
-        return f"#/$defs/{numbers.setdefault(reference, len(numbers))}"
+        return f"#/$defs/{numbers.setdefault((reference, as_is), len(numbers))}"
 
-    bare = _bare(schema, root, local)
+    bare = _bare(schema, root, local, not closed)
     definitions = {}
-    for number, reference in _growing(numbers):
-        definitions[str(number)] = _bare(resolve(reference, root), root, local)
+    for number, (reference, as_is) in _growing(numbers):
+        definitions[str(number)] = _bare(resolve(reference, root), root, local, as_is)
     whole = bare if isinstance(bare, dict) else {"enum": []}  # False
     return whole | ({"$defs": definitions} if definitions else {})
 
 
-def _growing(numbers: dict[str, int]) -> Iterable[tuple[int, str]]:
+def _growing(numbers: dict[tuple[str, bool], int]) -> Iterable[tuple[int, tuple[str, bool]]]:
     """Its items, those too that are added meanwhile."""
     done = 0
     while done < len(numbers):
@@ -145,31 +155,53 @@ def _growing(numbers: dict[str, int]) -> Iterable[tuple[int, str]]:
         done += 1
 
 
-def _bare(
-    schema: Schema, root: Schema, local: Callable[[Any], Any], joined: bool = False
-) -> Schema:
+Local = Callable[[Any, bool], Any]
+
+
+def _bare(schema: Schema, root: Schema, local: Local, as_is: bool, joined: bool = False) -> Schema:
     """A schema for llguidance.
 
     Args:
-        local: makes a new reference of one.
+        schema: anything.
+        root: what "#" means in its references.
+        local: makes a new reference of one, and of whether what it leads to is `as_is`.
+        as_is: objects are not closed.
         joined: it is one of several that hold at once, and the others may say of which type.
     """
     if not isinstance(schema, Mapping):
         return schema
-    kept = {key: value for key, value in schema.items() if key not in _DROPPED}
-    bare = {key: _bare_keyword(key, value, root, local) for key, value in kept.items()}
-    if "pattern" in bare and not is_known(bare["pattern"]):
-        del bare["pattern"]
+    as_is = as_is or len(schema.keys() & _BESIDE) + bool(schema.keys() & _OBJECT) > 1
+    kept = {key: value for key, value in schema.items() if _counts(key, value)}
+    bare = {key: _bare_keyword(key, value, root, local, as_is) for key, value in kept.items()}
     if not joined and "$ref" not in schema and (hinted := hinted_kinds(schema, root)):
         bare["type"] = sorted(hinted)
+    if not as_is and _is_closed(schema):
+        bare["additionalProperties"] = False
     return {"anyOf": [bare, {"type": "null"}]} if schema.get("nullable") is True else bare
 
 
-def _bare_keyword(key: str, value: Any, root: Schema, local: Callable[[Any], Any]) -> Any:
+def _counts(key: str, value: Any) -> bool:
+    """Whether a keyword is for llguidance."""
+    if key in ("pattern", "format"):
+        return is_known(key, value)
+    too_long = key in ("minLength", "maxLength") and type(value) is int and value > MAX_COUNT
+    return key not in _DROPPED and not too_long
+
+
+def _is_closed(schema: Mapping[str, Any]) -> bool:
+    """Whether a schema that alone tells of an object's properties means just those."""
+    declared, required = map_of(schema.get("properties")), list_of(schema.get("required"))
+    named = all(isinstance(name, str) and name in declared for name in required)
+    return bool(declared) and named and schema.keys() & _OBJECT == {"properties"}
+
+
+def _bare_keyword(key: str, value: Any, root: Schema, local: Local, as_is: bool) -> Any:
     if key == "$ref":
-        return local(value)
+        return local(value, as_is)
     if key in _MAPS and isinstance(value, Mapping):
-        return {name: _bare(inner, root, local) for name, inner in value.items()}
+        return {name: _bare(inner, root, local, as_is) for name, inner in value.items()}
     if key in _LISTS and isinstance(value, list):
-        return [_bare(inner, root, local, joined=key == "allOf") for inner in value]
-    return _bare(value, root, local) if key in _ONE else value
+        joined = key == "allOf"
+        as_is = as_is or (joined and len(value) > 1)
+        return [_bare(inner, root, local, as_is, joined) for inner in value]
+    return _bare(value, root, local, as_is) if key in _ONE else value

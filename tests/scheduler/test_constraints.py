@@ -32,6 +32,8 @@ from glmjax.types import FinishReason
 class Anything(Automaton):
     """Allows all, so that the runner's drafts are right as often as without a constraint."""
 
+    ends, over = True, False
+
     def masks(self, drafts: Sequence[int]) -> np.ndarray:
         return np.full((len(drafts) + 1, 1), (1 << VOCAB) - 1, np.uint32)
 
@@ -150,6 +152,8 @@ def test_a_dead_end_fails_its_request_alone(left, drafts):
 @dataclass
 class Stubborn(Anything):
     """Allows a token, and then will not have it; or breaks as it is asked."""
+
+    ends, over = True, False
 
     breaks: str = ""
 

@@ -78,6 +78,8 @@ class Automaton:
         left: tokens until none is allowed any more; None: never.
     """
 
+    ends, over = True, False
+
     state: int = 0
     left: int | None = None
 

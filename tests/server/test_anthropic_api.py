@@ -12,9 +12,10 @@ import anthropic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from live import Live, live
+from live import Live, live, wait_until
 from pydantic import BaseModel
 
+from glmjax.server.anthropic import words
 from glmjax.server.served import ServedModel
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
@@ -160,8 +161,12 @@ def test_usage(scripted: Live, client: anthropic.Anthropic):
 
     start, *_, delta, _ = stream(client, messages=asked, thinking=THINK)
     begun, ended = start["message"]["usage"], delta["usage"]
-    assert begun["input_tokens"] == ended["input_tokens"] == again.input_tokens
-    assert begun["output_tokens"] <= ended["output_tokens"] == again.output_tokens
+    assert (begun["input_tokens"], begun["output_tokens"]) == (counted.input_tokens, 0)
+    assert begun["cache_read_input_tokens"] == 0, "it is not known yet"
+    assert ended["input_tokens"] == again.input_tokens
+    assert ended["output_tokens"] == again.output_tokens
+    with client.messages.stream(**DEFAULTS | {"messages": asked, "thinking": THINK}) as events:
+        assert events.get_final_message().usage.to_dict() == again.to_dict()
     assert ended["output_tokens_details"]["thinking_tokens"] > 0
 
 
@@ -372,6 +377,47 @@ def test_a_tool_runner(scripted: Live, client: anthropic.Anthropic):
     )
     assert [turn.stop_reason for turn in turns] == ["tool_use"] * 3
     assert asked[:2] == [("Bern", 3)] * 2
+
+
+def sent(server: Live, **options: Any) -> list[str]:
+    """Types of a stream's events, those too that the client does not show."""
+    with server.http as http:
+        told = http.post("/v1/messages", json=BODY | {"stream": True} | options).text
+    return [line.partition(" ")[2] for line in told.split("\n") if line.startswith("event: ")]
+
+
+def test_thoughts_that_are_not_shown_are_not_silent(
+    scripted: Live, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(words, "PING_S", 0.01)
+    monkeypatch.setattr(scripted.runner, "step_s", 0.01)
+    say(scripted, "\n<think>" + "on and " * 50 + "</think>\nyes")
+    *_, last = told = sent(scripted, thinking=THINK | {"display": "omitted"})
+    thought = told[told.index("content_block_start") : told.index("content_block_stop")]
+    assert thought.count("ping") > 2
+    assert last == "message_stop"
+
+
+def test_one_that_waits_is_told_so(scripted: Live, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(words, "PING_S", 0.01)
+    monkeypatch.setattr(scripted.runner, "step_s", 0.2)
+    say(scripted, "yes")
+    told = sent(scripted)
+    assert told[:2] == ["message_start", "ping"]
+    assert told[: told.index("content_block_start")].count("ping") > 2
+
+
+def test_the_id_of_an_answer_is_in_the_log(
+    scripted: Live, client: anthropic.Anthropic, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO", "glmjax")
+    say(scripted, "yes")
+    for streams in (False, True):
+        raw = client.messages.with_raw_response.create(**DEFAULTS, stream=streams)
+        found = raw.headers["request-id"]
+        assert found in raw.text()
+        scripted.wait_idle()
+        wait_until(lambda found=found: any(found in line for line in caplog.messages))
 
 
 def test_many_at_once(scripted: Live):

@@ -36,6 +36,9 @@ from glmjax.server.anthropic.requests import MessagesRequest, PromptRequest
 from glmjax.server.served import ServedModel
 from glmjax.text.chat import ChatTemplate
 
+SYSTEM = {"role": "system", "content": "x"}
+AUDIO = {"type": "audio"}
+BEGUN = {"messages": [*HI, assistant(text("[1"))]}
 JSON = {"content-type": "application/json"}
 DEEP = json.loads("[" * 101 + "]" * 101)
 
@@ -57,7 +60,8 @@ def post(server: Live, path: str, body: Any) -> tuple[int, dict[str, Any]]:
         ({"messages": None}, "messages: should be a valid list"),
         ({"messages": []}, "messages is empty"),
         ({"messages": [], "system": "x"}, "messages is empty"),
-        ({"messages": [user()]}, "messages is empty"),
+        ({"messages": [user()]}, "no message but the system's has content"),
+        ({"messages": [SYSTEM]}, "no message but the system's has content"),
         ({"messages": [5]}, "messages[0]: role is None"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0]: role is 'robot'"),
         ({"messages": [*HI, {"role": "user"}]}, "messages[1].content: Field required"),
@@ -75,11 +79,20 @@ def post(server: Live, path: str, body: Any) -> tuple[int, dict[str, Any]]:
         ({"messages": [*HI, user(text("a"), result("f"))]}, "messages[1].content[1].tool_use_id"),
         (
             {"messages": [*HI, assistant(use("f")), user(result("f"), result("f"))]},
-            "messages[2].content[1].tool_use_id is 'id-f'",
+            "messages[2].content[1].tool_use_id is 'id-f', but that call has its result already, "
+            "in messages[2].content[0]",
         ),
         (
-            {"messages": [*HI, assistant(use("f")), user(result("f", [text("a"), IMAGE]))]},
-            "messages[2].content[0].content[1]: type is 'image'",
+            {"messages": [*HI, assistant(use("f")), user(result("f"), result("g"))]},
+            "messages[2].content[1].tool_use_id is 'id-g', but the assistant's message before it",
+        ),
+        (
+            {"messages": [*HI, assistant(use("f")), assistant(use("g"), use("f"))]},
+            "messages[2].content[1].id is 'id-f', but so is that of messages[1].content[0]",
+        ),
+        (
+            {"messages": [*HI, assistant(use("f")), user(result("f", [text("a"), AUDIO]))]},
+            "messages[2].content[0].content[1]: type is 'audio', but only these are served: text, ",
         ),
         (
             {
@@ -88,12 +101,16 @@ def post(server: Live, path: str, body: Any) -> tuple[int, dict[str, Any]]:
             },
             "messages[1].content[1].input is nested more than",
         ),
+        ({"messages": [*HI, assistant(text("a "))]}, "cannot end with trailing whitespace"),
+        (BEGUN | {"output_format": FORMAT}, "output_format does not go with a final"),
+        (BEGUN | {"output_config": {"format": FORMAT}}, "output_config.format does not go"),
         ({"system": [IMAGE]}, "system[0]: type is 'image'"),
         ({"system": 5}, "system: should be"),
         ({"tools": [{"type": "web_search_20250305", "name": "s"}]}, "tools[0]: type is 'web_sea"),
         ({"tools": [TOOL, {"type": "bash_20250124", "name": "bash"}]}, "tools[1]: type is 'bash"),
         ({"tools": [{"name": "f"}]}, "tools[0].input_schema: Field required"),
         ({"tools": [TOOL | {"name": "a b"}]}, "tools[0].name is 'a b'"),
+        ({"tools": [TOOL | {"name": "function.name "}]}, "tools[0].name is 'function.name '"),
         ({"tools": [TOOL, TOOL]}, "tools has 'ping' more than once"),
         ({"tools": [TOOL | {"allowed_callers": ["code_execution_20250825"]}]}, "allowed_callers"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name is missing"),
@@ -108,16 +125,19 @@ def post(server: Live, path: str, body: Any) -> tuple[int, dict[str, Any]]:
         ({"temperature": -1}, "temperature is -1"),
         ({"top_k": 0}, "top_k is 0"),
         ({"stop_sequences": "a"}, "stop_sequences: should be a valid list"),
+        ({"stop_sequences": ["a", "b\ud83d"]}, "stop_sequences[1] is not valid Unicode"),
         ({"stop_sequences": ["a", ""]}, "stop_sequences holds an empty string"),
         ({"output_format": FORMAT, "output_config": {"format": FORMAT}}, "leave one out"),
         ({"output_format": {"type": "json_schema"}}, "output_format.schema: Field required"),
-        ({"output_format": FORMAT | {"schema": {"type": 5}}}, "output_config.format"),
+        ({"output_format": FORMAT | {"schema": {"type": 5}}}, "output_format must be"),
+        ({"output_config": {"format": FORMAT | {"schema": {"type": 5}}}}, "output_config.format"),
         ({"output_config": {"effort": "lots"}}, "output_config.effort: should be 'low'"),
         ({"output_config": {"task_budget": {}}}, "output_config.task_budget: Extra"),
         ({"context_management": {"edits": [{"type": "compact_20260112"}]}}, "edits[0]: type is"),
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers is not served yet"),
+        ({"fallback_credit_token": "x"}, "fallback_credit_token is not served yet"),
         ({"speed": "fast"}, "speed is not served yet"),
-        ({"max_tokn": 5}, "unknown field max_tokn"),
+        ({"max_tokn": 5}, "max_tokn"),
         ({"messages": [user(text("\ud800"))]}, "Unicode"),
     ],
 )
@@ -218,6 +238,16 @@ def test_the_clients_errors(server: Live):
             client.messages.create(**BASE | {"max_tokens": 0})
 
 
+def test_the_id_of_an_error_is_in_the_log(server: Live, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO", "glmjax")
+    with server.http as http:
+        for data in (b"{", b"{}", json.dumps(BASE | {"max_tokens": 0})):
+            told = http.post(PATHS[0], content=data, headers=JSON).json()
+            line = next(line for line in caplog.messages if told["request_id"] in line)
+            assert line.count("POST /v1/messages: ") == 1
+            assert line.endswith(told["error"]["message"].removeprefix("POST /v1/messages: "))
+
+
 def test_threads_are_refused_so_that_the_client_sends_all(server: Live):
     with client_of(server) as client, pytest.raises(anthropic.BadRequestError) as found:
         client.beta.messages.create(**BASE, thread={"type": "create"})
@@ -236,7 +266,7 @@ def test_too_many_requests(busy: Live):
     long = BASE | {"max_tokens": 4000}
     with client_of(busy) as client:
         first = client.messages.create(**long, stream=True)
-        next(iter(first))
+        wait_until(lambda: busy.frontend.engine.load().running == 1)
         second = client.messages.create(**long, stream=True)
         wait_until(lambda: busy.frontend.engine.load().waiting == 1)
         with pytest.raises(anthropic.RateLimitError) as found:
@@ -248,18 +278,21 @@ def test_too_many_requests(busy: Live):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_step_that_fails(busy: Live, stream: bool):
+def test_a_step_that_fails(busy: Live, stream: bool, caplog: pytest.LogCaptureFixture):
     def fail() -> None:
         wait_until(lambda: busy.frontend.engine.load().running == 1)
         busy.runner.broken = True
 
     thread = threading.Thread(target=fail)
     thread.start()
+    caplog.set_level("INFO", "glmjax")
     with client_of(busy) as client:
         with pytest.raises(anthropic.APIStatusError, match="the device is on fire") as found:
             list(client.messages.create(**BASE | {"max_tokens": 4000}, stream=stream))
         thread.join()
         assert found.value.type == "api_error"
+        told: Any = found.value.body
+        assert any(f"{told['request_id']}: " in line and "fire" in line for line in caplog.messages)
         assert found.value.status_code == (200 if stream else 500)
         busy.runner.broken = False
         assert client.messages.create(**BASE).stop_reason == "max_tokens", "it serves others on"

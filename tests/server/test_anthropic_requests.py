@@ -10,6 +10,7 @@ from anthropic_bodies import (
     CACHED,
     HELLO,
     HI,
+    IMAGE,
     PATHS,
     PROMPT,
     TOOL,
@@ -24,9 +25,12 @@ from anthropic_bodies import (
 )
 from live import Live, oracle
 
+from glmjax.errors import InvalidRequestError
+from glmjax.server.anthropic.messages import in_places
 from glmjax.server.anthropic.requests import MessagesRequest, PromptRequest
 from glmjax.server.served import ServedModel
 
+NOTE = "<system-reminder>"
 CONVERSATIONS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "text": ({}, [HELLO]),
     "blocks": (
@@ -37,6 +41,12 @@ CONVERSATIONS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "system blocks": (
         {"system": [text("x-anthropic-billing-header: cch=1;"), text("A", **CACHED), text("B")]},
         [{"role": "system", "content": "A\nB"}, HELLO],
+    ),
+    "an empty system prompt": ({"system": ""}, [HELLO]),
+    "a system prompt of no blocks": ({"system": []}, [HELLO]),
+    "a system prompt for who bills": (
+        {"system": [text("x-anthropic-billing-header: cch=1;")]},
+        [HELLO],
     ),
     "system in the middle": (
         {"messages": [HELLO, {"role": "system", "content": "Stop."}, HELLO]},
@@ -60,6 +70,25 @@ CONVERSATIONS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
             HELLO,
             {"role": "assistant", "content": "See: this", "reasoning_content": "I think"},
             HELLO,
+        ],
+    ),
+    "texts around a call": (
+        {
+            "messages": [
+                HELLO,
+                assistant(text(""), thought("hm"), text("Lo"), text("ok"), use("f"), text("and")),
+                user(result("f", "4")),
+            ]
+        },
+        [
+            HELLO,
+            {
+                "role": "assistant",
+                "content": "Look\nand",
+                "reasoning_content": "hm",
+                "tool_calls": [call("f")],
+            },
+            answer("f", "4"),
         ],
     ),
     "a turn in several messages": (
@@ -113,6 +142,54 @@ CONVERSATIONS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
             {"role": "user", "content": "next"},
         ],
     ),
+    "reminders beside results": (
+        {
+            "messages": [
+                HELLO,
+                assistant(use("f"), use("g"), use("h")),
+                user(
+                    result("g"),
+                    text(f"{NOTE}one"),
+                    text("What now?"),
+                    result("f", "4", is_error=True),
+                    text(f"{NOTE}two"),
+                ),
+                user(text(f"{NOTE}three"), result("h", "5")),
+                user(text(f"{NOTE}alone")),
+            ]
+        },
+        [
+            HELLO,
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [call("f"), call("g"), call("h")],
+            },
+            answer("f", "Error: 4"),
+            answer("g", f"\n{NOTE}one\n{NOTE}two"),
+            answer("h", f"5\n{NOTE}three"),
+            {"role": "user", "content": "What now?"},
+            {"role": "user", "content": f"{NOTE}alone"},
+        ],
+    ),
+    "results that cannot be read": (
+        {
+            "messages": [
+                HELLO,
+                assistant(use("f")),
+                user(result("f", [IMAGE | CACHED, text("a"), {"type": "document", "x": 5}])),
+            ]
+        },
+        [
+            HELLO,
+            {"role": "assistant", "content": "", "tool_calls": [call("f")]},
+            answer(
+                "f",
+                "[image not shown: this model reads text only]\na\n"
+                "[document not shown: this model reads text only]",
+            ),
+        ],
+    ),
     "an empty beginning of the answer": ({"messages": [HELLO, assistant()]}, [HELLO]),
 }
 
@@ -130,6 +207,24 @@ def test_a_prompt_is_that_of_the_same_chat(served: ServedModel, name: str):
     for asked, thinks in (({"thinking": {"type": "adaptive"}}, True), ({}, False)):
         chat, _ = PromptRequest.model_validate(BASE | body | asked).chat()
         assert chat.prompt(served) == served.chat_prompt(expected, enable_thinking=thinks)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("messages[2] has messages[2], function.name", "system has messages[2], function.name"),
+        ("messages[1].tool_calls[0].function.name is stop", "messages[0].content[3].name is stop"),
+        ("messages[9].tool_calls[0].function.arguments x", "messages[9].tool_calls[0].input x"),
+        ("tools[0].function.parameters is tools[1]", "tools[0].input_schema is tools[1]"),
+        ("tools has function.name more than once", "tools has function.name more than once"),
+        ("messages holds messages[2]", "messages holds messages[2]"),
+    ],
+)
+def test_errors_name_the_clients_places(words: str, expected: str):
+    origins = {"messages[2]": "system", "messages[1].tool_calls[0]": "messages[0].content[3]"}
+    with pytest.raises(InvalidRequestError) as found, in_places(origins):
+        raise InvalidRequestError(words, words.split("[")[0].split()[0])
+    assert str(found.value) == expected
 
 
 def test_the_model_is_asked_just_that(server: Live):
@@ -222,6 +317,7 @@ def test_what_changes_nothing_is_accepted(server: Live, path: str):
         "cache_control": {"type": "ephemeral"},
         "speed": "standard",
         "mcp_servers": [],
+        "fallback_credit_token": None,
         "container": None,
         "system": None,
         "tools": [],

@@ -289,3 +289,28 @@ def test_what_was_said_may_be_sent_back(chat: Chat):
         messages = [*HI, sent, *HI]
         assert chat.both(messages=messages).content == "Yes."
         assert chat.ask(messages=messages).usage.prompt_tokens == prompt_length(chat, expected)
+
+
+def test_the_line_break_before_an_answer_is_no_part_of_a_grammar(chat: Chat):
+    for thinks in (True, False):
+        text = f"{chat.form.thought('hm') if thinks else ''}{chat.form.text}yes"
+        chat.say(text)
+        options: dict[str, Any] = {"enable_thinking": thinks, "extra_body": {"choice": ["yes"]}}
+        answer = chat.ask(temperature=0, **options)
+        assert answer.choices[0].message.content == "yes"
+        said = len(chat.server.frontend.served.tokenizer.encode(text)) + 1
+        assert answer.usage.completion_tokens == said
+
+
+def test_a_budget_does_not_end_what_shall_not_end(chat: Chat):
+    chat.answer("hm", "Yes.")
+    answer = chat.ask(max_tokens=40, ignore_eos=True, max_thinking_tokens=50)
+    assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", 40)
+
+
+def test_thoughts_in_the_text_are_not_cut_by_stop_strings(chat: Chat):
+    chat.answer("a, b", "c, d")
+    said = chat.both(separate_reasoning=False, stop=[", "])
+    assert said.content.endswith("a, b</think>" + chat.form.text + "c")
+    chat.say(chat.form.text + "c")
+    assert chat.both(separate_reasoning=False, enable_thinking=False).content == "c"

@@ -130,6 +130,28 @@ def test_any_json_object(served: ServedModel):
         assert post(server, "/v1/completions", body)["choices"][0]["text"].startswith("{")
 
 
+UNIQUE = {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}
+LOOSE = {"nullable": True, "type": "object", "properties": {"a": UNIQUE}}
+
+
+@pytest.mark.parametrize("strict", [{}, {"strict": False}, {"strict": None}])
+def test_unknown_keywords_do_not_count(served: ServedModel, strict: dict[str, Any]):
+    format_ = {"type": "json_schema", "json_schema": {"name": "x", "schema": LOOSE} | strict}
+    body = {"prompt": "hi", "max_tokens": 40, "response_format": format_}
+    for text in ("null", '{"a": [1, 1]}', '{"b": 1}'):
+        script = served.tokenizer.encode(text) + list(served.eos_token_ids[:1])
+        with live(served, script=script) as server:
+            assert post(server, "/v1/completions", body)["choices"][0]["text"] == text
+
+
+def of_format(schema: Any, **more: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"schema": schema} | more}}
+
+
+def deep(levels: int) -> dict[str, Any]:
+    return {"type": "array", "items": deep(levels - 1)} if levels else {"type": "null"}
+
+
 # While the model thinks
 
 
@@ -149,7 +171,8 @@ def test_thoughts_are_free(thinking: Live):
         return message["reasoning_content"], message["content"]
 
     assert said() == ("hm", "yes")
-    assert said(separate_reasoning=False) == (None, "\n<think>hm</think>yes")
+    whole = (None, "\n<think>hm</think>yes"), (None, "\n<think>hm</think>\nyes")
+    assert said(separate_reasoning=False) in whole
     assert said(enable_thinking=False) == (None, "yes")
     history = [*HI, {"role": "assistant", "content": "<think>a</think>b"}, *HI]
     assert said(messages=history) == ("hm", "yes")
@@ -217,6 +240,9 @@ def test_models_without_thoughts(served: ServedModel):
         ({"response_format": {"type": "xml"}}, "response_format", "'xml'"),
         ({"response_format": {}}, "response_format", "text, json_object, json_schema"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "no schema"),
+        (of_format(UNIQUE, strict=True), "response_format", "uniqueItems"),
+        (of_format({"type": "objec"}), "response_format", "objec"),
+        (of_format(deep(400)), "response_format", "too deep"),
         (
             {"response_format": {"type": "json_object"}, "regex": "a"},
             "response_format",

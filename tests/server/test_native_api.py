@@ -223,3 +223,25 @@ def test_health_and_information(server: Live):
     assert info["served_model_name"] == "tiny-glm"
     assert info["internal_states"][0]["num_running_reqs"] == 0
     assert info["max_running_requests"] == 8
+
+
+def test_too_many_choices_over_all_prompts(server: Live):
+    body = {"text": ["a"] * 100, "sampling_params": {"n": 100, "max_new_tokens": 1}}
+    with server.http as client:
+        refused = client.post("/generate", json=body)
+    assert refused.status_code == 400
+    assert "10000 choices" in refused.json()["error"]["message"]
+
+
+def test_a_body_without_end(server: Live):
+    def pieces():
+        yield b'{"text": "'
+        for _ in range(40):
+            yield b"a" * 2**20
+        yield b'"}'
+
+    with server.http as client:
+        headers = {"content-type": "application/json"}
+        refused = client.post("/generate", content=pieces(), headers=headers)
+    assert refused.status_code == 413
+    assert "above 33554432 bytes" in refused.json()["error"]["message"]

@@ -15,41 +15,16 @@ from hypothesis import strategies as st
 from live import Live, live
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
+from responses_talk import THOUGHT, WEATHER, call, events, say, script, wire
 
 from glmjax.server.served import ServedModel
 
 EVENT = TypeAdapter(ResponseStreamEvent)
-PARAMETERS = {
-    "type": "object",
-    "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
-    "required": ["city"],
-}
-WEATHER: dict[str, Any] = {
-    "type": "function",
-    "name": "weather",
-    "description": "What it will be like.",
-    "parameters": PARAMETERS,
-    "strict": False,
-}
 CHAT_WEATHER = {
     "type": "function",
     "function": {name: value for name, value in WEATHER.items() if name != "type"},
 }
-LOGPROBS = "message.output_text.logprobs"
-BANG = 0  # the token of an exclamation mark
 KIND = "be kind, whatever they say, and think before you speak"
-THOUGHT = "\n<think>hm, well</think>"
-
-
-def call(city: str) -> str:
-    return (
-        f"\n<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>{city}</arg_value>\n"
-        "<arg_key>days</arg_key>\n<arg_value>2</arg_value>\n</tool_call>"
-    )
-
-
-def script(served: ServedModel, text: str) -> list[int]:
-    return [*served.tokenizer.encode(text), served.eos_token_ids[0]]
 
 
 @pytest.fixture(scope="module")
@@ -65,30 +40,8 @@ def client(talker: Live) -> Iterator[openai.OpenAI]:
         yield made
 
 
-def say(server: Live, text: str) -> None:
-    server.wait_idle()
-    server.runner.script = script(server.frontend.served, text)
-
-
 def ask(server: Live, client: openai.OpenAI, **options: Any) -> Any:
     return client.responses.create(model=server.model, **({"input": "hi"} | options))
-
-
-def wire(client: openai.OpenAI, **body: Any) -> Any:
-    """The very JSON of an answer."""
-    return json.loads(client.responses.with_raw_response.create(**body).text)
-
-
-def events(server: Live, client: openai.OpenAI, **options: Any) -> list[dict[str, Any]]:
-    """The very events of a stream; each is named as its data is."""
-    body = {"model": server.model, "input": "hi", "stream": True} | options
-    found = []
-    with server.http as http:
-        for block in http.post("/v1/responses", json=body).text.strip().split("\n\n"):
-            name, data = block.split("\n")
-            found.append(json.loads(data.removeprefix("data: ")))
-            assert name == f"event: {found[-1]['type']}"
-    return found
 
 
 def plain(item: dict[str, Any]) -> dict[str, Any]:
@@ -152,6 +105,27 @@ def test_an_answer(talker: Live, client: openai.OpenAI):
     assert answer.text.format.type == "text"
     again = ask(talker, client, instructions=KIND).usage.input_tokens_details
     assert again.cached_tokens > 0
+
+
+def test_tokens_are_counted(talker: Live, client: openai.OpenAI):
+    asked: Any = {
+        "model": talker.model,
+        "input": [{"role": "user", "content": "hi"}],
+        "instructions": KIND,
+        "tools": [WEATHER],
+        "reasoning": {"effort": "none"},
+    }
+    count = client.responses.input_tokens.count(**asked)
+    assert count.object == "response.input_tokens"
+    assert count.input_tokens == client.responses.create(**asked).usage.input_tokens
+    bare = client.responses.input_tokens.count(model=talker.model, input="hi")
+    assert bare.input_tokens < count.input_tokens
+    with pytest.raises(openai.NotFoundError):
+        client.responses.input_tokens.count(model="gpt-5", input="hi")
+    with pytest.raises(openai.BadRequestError, match=r"input\[0\]\.content"):
+        client.responses.input_tokens.count(input=[{"role": "user", "content": [{}]}])
+    with pytest.raises(openai.BadRequestError, match="whole conversation"):
+        client.responses.input_tokens.count(input="hi", previous_response_id="resp_1")
 
 
 def test_what_is_asked_comes_back(talker: Live, client: openai.OpenAI):
@@ -252,14 +226,16 @@ class Switch(BaseModel):
 
 
 def test_parse(talker: Live, client: openai.OpenAI):
-    say(talker, THOUGHT + '\n{"lamp": "hall", "on": true}')
-    answer = client.responses.parse(model=talker.model, input="hi", text_format=Switch)
+    say(talker, THOUGHT + '{"lamp": "hall", "on": true}')
+    options: Any = {"model": talker.model, "input": "hi", "temperature": 0}
+    answer = client.responses.parse(text_format=Switch, **options)
     assert answer.output_parsed == Switch(lamp="hall", on=True)
     assert answer.output[0].content[0].text == "hm, well"
     say(talker, THOUGHT + "\nI would rather talk about something else")  # the grammar does not
     answer = ask(
         talker,
         client,
+        temperature=0,
         max_output_tokens=60,
         text={
             "format": {
@@ -380,57 +356,18 @@ def test_nothing_said_is_a_message(talker: Live, client: openai.OpenAI):
     assert answer.output_text == ""
 
 
-@pytest.mark.parametrize(
-    ("text", "options"),
-    [
-        (THOUGHT + "\n\nhi é🎉 <think> there" + call("Rome"), {}),
-        ("\n<think>hm \n</think> hi", {}),
-        ("plain \n\n text \n", {}),
-        (call("Rome") + "more", {}),
-        ("so az" + call("Rome"), {"stop": ["azure"]}),  # perhaps, up to white space
-        ("so az" + call("Rome").lstrip(), {"stop": ["azure"]}),  # or up to a tag
-        ("so az\nmore", {"stop": ["azure"]}),
-        ("so az", {"stop": ["azure"]}),  # and up to the end
-        ("so az! more", {"stop_token_ids": [BANG]}),
-    ],
-)
-def test_logprobs_are_of_the_text(
-    talker: Live, client: openai.OpenAI, text: str, options: dict[str, Any]
-):
-    say(talker, text)
-    asked = {"tools": [WEATHER], "top_logprobs": 2} | options
-    with talker.http as http:
-        whole = http.post("/v1/responses", json={"input": "hi"} | asked).json()
-    Response.model_validate(whole)
-    content = next(item for item in whole["output"] if item["type"] == "message")["content"][0]
-    data = b"".join(bytes(each["bytes"]) for each in content["logprobs"])
-    assert data.decode() == content["text"] != ""
-    assert {len(each["top_logprobs"]) for each in content["logprobs"]} == {2}
-    found = events(talker, client, **asked)
-    pieces = [e["logprobs"] for e in found if e["type"] == "response.output_text.delta"]
-    assert [each for piece in pieces for each in piece] == content["logprobs"]
-
-
-def test_who_asks_for_logprobs(talker: Live, client: openai.OpenAI):
-    say(talker, "plain")
-    for asked, tops in (({"top_logprobs": 1}, {1}), ({"include": [LOGPROBS]}, {0}), ({}, set())):
-        content = ask(talker, client, **asked).output[0].content[0]
-        assert {len(each.top_logprobs) for each in content.logprobs} == tops
-
-
 def test_a_step_that_fails(served: ServedModel):
     endless = served.tokenizer.encode("on and on ")
     with live(served, step_s=0.002, script=endless) as server, server.openai as client:
         stream = ask(server, client, stream=True, extra_body={"ignore_eos": True})
         seen = []
         for event in stream:
-            EVENT.validate_python(event.model_dump(by_alias=True))
             seen.append(event)
             if event.type == "response.output_text.delta":
                 server.runner.broken = True
         last = seen[-1]
         assert last.type == "response.failed"
-        assert (last.response.status, last.response.error.code) == ("failed", "server_error")
+        assert (last.response.status, last.response.error.code) == ("failed", "engine_error")
         assert "the device is on fire" in last.response.error.message
         assert last.response.output[0].status == "incomplete"
         assert last.response.output_text.startswith("on")
@@ -438,6 +375,17 @@ def test_a_step_that_fails(served: ServedModel):
             ask(server, client)
         server.runner.broken = False
         assert ask(server, client, max_output_tokens=2).status == "incomplete", "it serves on"
+
+
+def test_a_deadline(served: ServedModel):
+    endless = served.tokenizer.encode("on and on ")
+    with live(served, step_s=0.01, script=endless) as server, server.openai as client:
+        body: Any = {"timeout": 0.3, "ignore_eos": True}
+        *_, last = ask(server, client, stream=True, extra_body=body)
+        assert (last.type, last.response.error.code) == ("response.failed", "deadline_exceeded")
+        with pytest.raises(openai.InternalServerError) as caught:
+            ask(server, client, extra_body=body)
+        assert caught.value.code == "deadline_exceeded", "as in an answer that comes whole"
 
 
 def test_an_abort(served: ServedModel):

@@ -19,6 +19,8 @@ from glmjax.server.responses.requests import KINDS, NEUTRAL, ResponsesRequest
 
 USER = {"role": "user", "content": "hi"}
 PING = {"type": "function", "name": "ping", "parameters": {"type": "object"}}
+PATCH = {"type": "custom", "name": "patch", "description": "Edits files."}
+GRAMMAR = {"type": "grammar", "syntax": "lark", "definition": 'start: "a"'}
 JSON = {"content-type": "application/json"}
 
 
@@ -37,6 +39,10 @@ def thought(text: str) -> dict[str, Any]:
 
 def called(name: str, call_id: str = "call_1") -> dict[str, Any]:
     return {"type": "function_call", "call_id": call_id, "name": name, "arguments": "{}"}
+
+
+def custom_called(text: str, name: str = "patch") -> dict[str, Any]:
+    return {"type": "custom_tool_call", "call_id": "call_1", "name": name, "input": text}
 
 
 def result(output: Any, call_id: str = "call_1") -> dict[str, Any]:
@@ -127,25 +133,27 @@ def test_instructions_and_roles():
     assert chat(input="hi").messages == [USER]
 
 
-def test_tools_are_as_they_were_given():
-    tool = {"strict": True, "type": "function", "parameters": {"b": 1, "a": 2}, "name": "ping"}
-    named = {"type": "function", "name": "ping"}
-    request = chat(
-        tools=[tool | {"defer_loading": False, "output_schema": {}}],
-        tool_choice={"type": "allowed_tools", "mode": "auto", "tools": [named]},
-    )
-    assert request.tools == [
-        {
-            "type": "function",
-            "function": {"strict": True, "parameters": {"b": 1, "a": 2}, "name": "ping"},
-        }
-    ]
-    function = request.tools[0]["function"]
-    assert [*function] == ["strict", "parameters", "name"]
-    nested = {"type": "function", "function": {"name": "ping"}}
-    allowed = {"mode": "auto", "tools": [nested]}
-    assert request.tool_choice == {"type": "allowed_tools", "allowed_tools": allowed}
-    assert chat(tools=[tool], tool_choice=named).tool_choice == nested
+def test_custom_calls_come_back():
+    items = [USER, said("look"), custom_called('a "b"\n'), result("done")]
+    output = result("done") | {"type": "custom_tool_call_output"}
+    messages = chat(input=[*items[:-1], output]).messages
+    assert messages == chat(input=items).messages
+    (call,) = messages[1]["tool_calls"]
+    assert (call["id"], call["function"]["name"]) == ("call_1", "patch")
+    assert json.loads(call["function"]["arguments"]) == {"input": 'a "b"\n'}
+    assert messages[2] == {"role": "tool", "tool_call_id": "call_1", "content": "done"}
+
+
+def test_long_turns_are_put_together_once():
+    """The parts of a turn are kept as they came until the last of them is there."""
+    body = ResponsesRequest.model_validate({"input": [thought(str(i)) for i in range(3)]})
+    (turn,) = conversation(body)
+    assert (turn.thoughts, turn.message["reasoning_content"]) == (["0", "1", "2"], "0\n1\n2")
+    body = ResponsesRequest.model_validate({"input": [called("a"), said("x"), said("y")]})
+    first = conversation(body)[0].message["content"]
+    assert [part["text"] for part in first] == ["x", "y"]
+    assert isinstance(body.input, list)
+    assert [len(item.content) for item in body.input[1:]] == [1, 1], "the request is as it was"  # type: ignore[union-attr]
 
 
 def test_fields_of_chat_completions():
@@ -236,11 +244,33 @@ IMAGE = [{"type": "input_image", "image_url": "data:"}]
         ({"include": ["everything"]}, "include.0", "should be"),
         ({"stream_options": {"include_usage": True}}, "stream_options.include_usage", "permitted"),
         ({"tools": [{"type": "web_search"}]}, "tools", "tools[0].type is 'web_search'"),
-        ({"tools": [PING, {"type": "custom", "name": "x"}]}, "tools", "tools[1].type is 'custom'"),
+        ({"tools": [{"type": "web_search"}]}, "tools", "runs no tools itself; leave it out"),
+        ({"tools": [{"type": "web_search_preview"}]}, "tools", "runs no tools itself"),
+        *(
+            ({"tools": [PING, {"type": kind}]}, "tools", f"tools of type {kind} are not served")
+            for kind in ("local_shell", "shell", "apply_patch")
+        ),
+        ({"tools": [{"name": "x"}]}, "tools", 'must be "function" or "custom"'),
+        ({"tools": [{"type": "custom"}]}, "tools", "tools[0].name is None"),
+        ({"tools": [PATCH, PING | {"name": "patch"}]}, "tools", "'patch' more than once"),
+        ({"tools": [PATCH | {"format": {"type": "x"}}]}, "tools", "tools[0].format is"),
+        ({"tools": [PATCH | {"format": GRAMMAR | {"syntax": 5}}]}, "tools", "tools[0].format is"),
+        ({"tools": [PATCH | {"description": 5}]}, "tools", "tools[0].description must be"),
+        ({"tools": [PATCH | {"defer_loading": True}]}, "tools", "tools[0].defer_loading"),
+        ({"tools": [PATCH], "tool_choice": {"type": "custom"}}, "tool_choice", "expected"),
+        ({"tools": [PATCH], "tool_choice": {"type": "custom", "name": "x"}}, "tool_choice", "'x'"),
+        (
+            {"tools": [PATCH], "tool_choice": {"type": "allowed_tools", "mode": "auto"}},
+            "tool_choice",
+            "expected",
+        ),
+        ({"input": [USER, custom_called("a") | {"input": 5}]}, "input.1.input", "string"),
         ({"tools": [{"type": "function"}]}, "tools", "tools[0].name is None"),
         ({"tools": [PING | {"parameters": 5}]}, "tools", "tools[0].parameters must be"),
         ({"tools": [PING | {"defer_loading": True}]}, "tools", "tools[0].defer_loading"),
         ({"tools": [PING | {"parameters": {"a": 10**30}}]}, "tools", "cannot be repeated"),
+        ({"user": "\ud800"}, "user", "cannot be repeated"),
+        ({"metadata": {"a": "\ud800"}}, "metadata", "cannot be repeated"),
         ({"tool_choice": "maybe"}, "tool_choice", "expected"),
         ({"tool_choice": {"type": "file_search"}}, "tool_choice", "expected"),
         ({"tool_choice": "required"}, "tool_choice", "there is none"),
@@ -254,6 +284,7 @@ IMAGE = [{"type": "input_image", "image_url": "data:"}]
         ),
         ({"text": {"format": {"type": "text", "x": 1}}}, "text.format.x", "permitted"),
         ({"reasoning": {"mode": "pro"}}, "reasoning.mode", "not served"),
+        ({"reasoning": {"effort": "bogus"}}, "reasoning.effort", "'xhigh'"),
         ({"reasoning": {"effrt": "low"}}, "reasoning.effrt", "unknown field"),
     ],
 )
@@ -288,6 +319,8 @@ def test_responses_are_not_kept(server: Live):
         ):
             with pytest.raises(openai.NotFoundError, match="keeps no responses"):
                 look("resp_1")
+        with pytest.raises(openai.NotFoundError, match="compacts no conversations; send the whole"):
+            client.responses.compact(model="x", input="hi")
 
 
 @pytest.mark.parametrize(
@@ -312,8 +345,13 @@ def test_responses_are_not_kept(server: Live):
                 {"type": "reasoning", "summary": [], "encrypted_content": None},
                 called("shell") | {"id": None, "status": "completed"},
                 result("Exit code: 0"),
+                custom_called("*** Begin Patch") | {"id": "ctc_1", "status": "completed"},
+                result("Success") | {"type": "custom_tool_call_output"},
             ],
-            "tools": [PING | {"strict": False, "description": "runs"}],
+            "tools": [
+                PING | {"strict": False, "description": "runs"},
+                PATCH | {"format": GRAMMAR},
+            ],
             "tool_choice": "auto",
             "parallel_tool_calls": True,
             "reasoning": {"effort": "medium", "summary": "auto"},
@@ -353,7 +391,9 @@ JUNK = st.recursive(
     ),
     max_leaves=6,
 )
-GOOD_ITEMS = st.sampled_from([USER, thought("x"), said("y"), called("a"), result("z")])
+GOOD_ITEMS = st.sampled_from(
+    [USER, thought("x"), said("y"), called("a"), custom_called("b"), result("z")]
+)
 ITEMS = st.lists(
     GOOD_ITEMS
     | JUNK
@@ -361,14 +401,22 @@ ITEMS = st.lists(
         lambda item, junk: item | junk,
         GOOD_ITEMS,
         st.dictionaries(
-            st.sampled_from(["role", "content", "text", "arguments", "output", "summary", "name"]),
+            st.sampled_from(
+                ["role", "content", "text", "arguments", "input", "output", "summary", "name"]
+            ),
             JUNK,
             max_size=2,
         ),
     ),
     max_size=4,
 )
-TOOLS = st.lists(st.just(PING) | st.dictionaries(st.sampled_from([*PING]), JUNK), max_size=2)
+FIELD = st.sampled_from([*PING, *PATCH, "format"])
+TOOLS = st.lists(
+    st.just(PING)
+    | st.dictionaries(FIELD, JUNK)
+    | st.builds(lambda junk: PATCH | junk, st.dictionaries(FIELD, JUNK, max_size=2)),
+    max_size=2,
+)
 SPECIAL = {"input": ITEMS, "tools": TOOLS}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -113,17 +114,45 @@ def test_keys_of_logit_bias_are_ids(served: ServedModel, key: str):
 
 def test_errors_speak_the_clients_language():
     with (
-        pytest.raises(InvalidRequestError, match=r"^max_tokens is 0, but .* 1 or more$") as caught,
+        pytest.raises(InvalidRequestError, match=r"^max_tokens is 0, but .* 1 or more") as caught,
         spelled({"max_new_tokens": "max_tokens"}),
     ):
         SamplingParams(max_new_tokens=0)
     assert caught.value.param == "max_tokens"
 
 
+NAMES = {"max_new_tokens": "limit", "min_new_tokens": "least", "stop": "ends", "a": "b"}
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("stop is 'stop'", "ends is 'stop'"),
+        ("min_new_tokens 5 is above max_new_tokens 4", "least 5 is above limit 4"),
+        ("3 a tokens and max_new_tokens 9 make 12", "3 a tokens and limit 9 make 12"),
+        ("it has no <think>: leave stop out", "it has no <think>: leave ends out"),
+        ("stop must be a schema: Invalid type: stop", "ends must be a schema: Invalid type: stop"),
+        ('stop[0].stop is "max_new_tokens"', 'ends[0].stop is "max_new_tokens"'),
+        ("stopping a stop is not a stop", "stopping a stop is not a stop"),
+    ],
+)
+def test_words_of_the_client_stay_as_they_are(said: str, told: str):
+    with pytest.raises(InvalidRequestError) as caught, spelled(NAMES):
+        raise InvalidRequestError(said, "stop")
+    assert (str(caught.value), caught.value.param) == (told, "ends")
+
+
+def test_errors_about_other_fields_stay_as_they_are():
+    with pytest.raises(InvalidRequestError, match=r"^stop is it$") as caught, spelled(NAMES):
+        raise InvalidRequestError("stop is it", "other")
+    assert caught.value.param == "other"
+
+
 # Priorities and deadlines
 
 
-def test_a_timeout_ends_a_request(served: ServedModel):
+def test_a_timeout_ends_a_request(served: ServedModel, caplog: Any):
+    caplog.set_level(logging.INFO, "glmjax.server.frontend")
     with live(served, step_s=0.005) as server, server.http as client:
         body: dict[str, Any] = {"prompt": "hi", "max_tokens": 4000, "timeout": 0.2}
         body["ignore_eos"] = True
@@ -145,6 +174,8 @@ def test_a_timeout_ends_a_request(served: ServedModel):
         body["sampling_params"]["ignore_eos"] = True
         assert client.post("/generate", json=body).status_code == 504
         server.wait_idle()
+    lines = [record.getMessage() for record in caplog.records]
+    assert ["failed ('deadline" in line for line in lines] == [True] * 3
 
 
 def test_a_timeout_in_time_changes_nothing(server: Live):

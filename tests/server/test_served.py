@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 
 from glmjax.bench.synthetic import make_tokenizer
 from glmjax.errors import CheckpointError, ConfigError, InvalidRequestError
 from glmjax.server.served import ServedModel
+from glmjax.text.reader import Opening
+from glmjax.text.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -92,3 +96,32 @@ def test_without_a_chat_template(folder: Path):
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(InvalidRequestError, match="no chat template"):
         ServedModel.load(folder).chat_prompt([{"role": "user", "content": "hi"}])
+
+
+def without_tags(served: ServedModel) -> Tokenizer:
+    """Its tokenizer, to which the marks of a thought are text."""
+    words = json.loads(served.tokenizer._backend.to_str())
+    words["added_tokens"] = [t for t in words["added_tokens"] if "think>" not in t["content"]]
+    return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(words)))
+
+
+@pytest.mark.parametrize("spelled", [False, True])
+@pytest.mark.parametrize(
+    ("prompt", "opening"),
+    [
+        ("<|user|>\nwhat is <think>?<|assistant|>", Opening()),
+        ("<|user|>\nhi<|assistant|>\n<think></think>", Opening()),
+        ("<|user|>\nhi<|assistant|>\n<think></think>\n", Opening()),
+        ("<|user|>\nhi<|assistant|></think>so", Opening(fresh=False)),
+        ("<|user|>\nhi<|assistant|><think>", Opening(in_thought=True)),
+        ("<|user|>\nhi<|assistant|><think>hm", Opening(in_thought=True, fresh=False)),
+        ("<|assistant|><think>a</think>b<|user|>\nhi<|assistant|>", Opening()),
+        ("hi", Opening(fresh=False)),
+        ("", Opening()),
+    ],
+)
+def test_where_a_prompt_leaves_the_model(
+    served: ServedModel, prompt: str, opening: Opening, spelled: bool
+):
+    model = replace(served, tokenizer=without_tags(served)) if spelled else served
+    assert model.opening(model.tokenizer.encode(prompt)) == opening

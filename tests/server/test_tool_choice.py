@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -22,7 +23,11 @@ from scripted import (
     with_form,
 )
 
+from glmjax.errors import InvalidRequestError
 from glmjax.server.served import ServedModel
+from glmjax.server.tool_fields import toolset
+from glmjax.text.chat import ChatTemplate
+from glmjax.text.tool_grammar import TAGS
 
 TOOLS = [SWITCH, PING]
 LAMPS = ("hall", "desk")
@@ -101,11 +106,12 @@ def test_none_are_called(chat: Chat):
     assert second.usage.prompt_tokens == first.usage.prompt_tokens
     cached = second.usage.prompt_tokens_details.cached_tokens
     assert cached >= (first.usage.prompt_tokens - 1) // 16 * 16 > 0
-    begin = chat.server.frontend.served.tokenizer.token_id("<tool_call>")
-    assert chat.server.runner.asked[-1].logit_bias[begin] < -(10**6)
+    tokenizer = chat.server.frontend.served.tokenizer
+    banned = {tokenizer.token_id(tag) for tag in (*TAGS, "<tool_response>")}
+    assert {i for i, x in chat.server.runner.asked[-1].logit_bias.items() if x < -1e6} == banned
     bias = {"5": 2.0}
     chat.ask(tools=TOOLS, tool_choice="none", logit_bias=bias)
-    assert chat.server.runner.asked[-1].logit_bias.keys() == {5, begin}
+    assert chat.server.runner.asked[-1].logit_bias.keys() == {5, *banned}
     for options in ({}, {"tools": TOOLS}, {"tools": TOOLS, "tool_choice": "required"}):
         chat.ask(messages=messages, max_tokens=60, **options)
         assert not chat.server.runner.asked[-1].logit_bias
@@ -257,6 +263,7 @@ BAD_FORMAT = {"type": "json_schema", "json_schema": {"schema": {"type": "objec"}
         ({"tools": TOOLS, "tool_choice": allowed("none", "ping")}, "tool_choice", "expected"),
         ({"tools": TOOLS, "tool_choice": allowed("auto")}, "tool_choice", "expected"),
         ({"tools": TOOLS, "tool_choice": allowed("auto", "pong")}, "tool_choice", "'pong'"),
+        ({"tools": [PING, SWITCH, PING]}, "tools", "'ping' more than once"),
         ({"tools": [PING], "tool_choice": NAMED}, "tool_choice", "the tools are ping"),
         ({"tools": TOOLS, "regex": "a+"}, "regex", "does not go with tools"),
         ({"tools": TOOLS, "response_format": BAD_FORMAT}, "response_format", "objec"),
@@ -275,10 +282,85 @@ def test_a_schema_that_cannot_be_kept(chat: Chat):
     with pytest.raises(openai.BadRequestError) as caught:
         chat.ask(tools=[tool])
     assert caught.value.param == "tools"
-    assert "tools must be functions whose parameters" in caught.value.message
+    assert "tools[0].function.parameters" in caught.value.message
+    assert "uniqueItems" in caught.value.message
     chat.answer("hm", "", chat.form.call("f", a="[1, 1]"))
     loose = function("f", {"a": {"type": "array", "uniqueItems": True}})
     assert chat.both(tools=[loose], tool_choice="required").arguments == [{"a": [1, 1]}]
+
+
+def test_a_strict_tool_is_named(chat: Chat):
+    bad = function("f", {"a": {"type": "strng"}}, strict=True)
+    for choice in ("auto", "required", allowed("auto", "f")):
+        with pytest.raises(openai.BadRequestError) as caught:
+            chat.ask(tools=[WEATHER, PING, bad], tool_choice=choice)
+        assert caught.value.param == "tools"
+        assert "tools[2].function.parameters" in caught.value.message
+        assert "strng" in caught.value.message
+        assert "weather" not in caught.value.message
+    unfit = function("f", {"a": {"type": "integer", "minimum": 3, "maximum": 2}}, strict=True)
+    unfit["function"]["parameters"]["required"] = []
+    with pytest.raises(openai.BadRequestError, match=r"tools\[1\].function.parameters .*Unsatisf"):
+        chat.ask(tools=[WEATHER, unfit])
+    chat.answer("hm", "No.")
+    assert chat.both(tools=[bad], tool_choice="none").content == "No."
+
+
+@pytest.mark.parametrize(
+    ("tool", "words"),
+    [
+        (PING | {"strict": True}, "tools[0].strict"),
+        (function("f", {}, strict="yes"), "tools[0].function.strict is 'yes'"),
+        (function("f", {}, strict=1), "must be true or false"),
+    ],
+)
+def test_where_strict_stands(chat: Chat, tool: Any, words: str):
+    with pytest.raises(openai.BadRequestError) as caught:
+        chat.ask(tools=[tool])
+    assert caught.value.param == "tools"
+    assert words in caught.value.message
+    chat.answer("hm", "Yes.")
+    for silent in (None, False):
+        tools = [PING | {"strict": silent}, function("f", {}, strict=silent)]
+        assert chat.both(tools=tools).content == "Yes."
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "items": {"type": "float"}},
+        {"type": "array", "items": {"$ref": "http://localhost/x"}},
+        {"type": "array", "items": {"type": "integer", "minimum": 3, "maximum": 2}, "minItems": 1},
+    ],
+)
+def test_schemas_that_do_not_compile_are_loosened(chat: Chat, schema: Any):
+    chat.answer("hm", "", chat.form.call("f", a="[1, 1]"))
+    tools = [function("f", {"a": schema}), SWITCH]
+    said = chat.both(tools=tools, tool_choice="required", parallel_tool_calls=False)
+    assert said.arguments == [{"a": [1, 1]}]
+
+
+def test_a_string_that_nothing_fits_is_free(chat: Chat):
+    chat.answer("hm", "", chat.form.call("f", a="abc"))
+    tools = [function("f", {"a": {"type": "string", "pattern": "^abc$", "maxLength": 2}})]
+    assert chat.both(tools=tools, tool_choice="required").arguments == [{"a": "abc"}]
+
+
+def test_tools_that_make_too_long_a_grammar(chat: Chat):
+    names = {f"{'k' * 200}{i}": {"type": "integer"} for i in range(1500)}
+    with pytest.raises(openai.BadRequestError, match=r"schemas make a grammar of more than"):
+        chat.ask(tools=[function("f", names)], tool_choice="required")
+
+
+def test_templates_that_show_no_tools(served: ServedModel):
+    source = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>"
+    source += "{{ c.function.name }}\n<arg_key>{% endfor %}{% endfor %}"
+    blind = replace(served, template=ChatTemplate(source))
+    assert blind.call_form == "glm45"
+    assert toolset(None, None, None, blind).tools == []
+    with pytest.raises(InvalidRequestError, match="does not show tools") as caught:
+        toolset([PING], None, None, blind)
+    assert caught.value.param == "tools"
 
 
 def test_none_needs_no_tools(chat: Chat):

@@ -200,6 +200,7 @@ NESTED = "[" * 1000 + "]" * 1000
         ("hi", "messages[1] is 'hi', expected an object"),
         (None, "messages[1] is None, expected an object"),
         ({"role": "robot", "content": "x"}, "messages[1].role is 'robot', expected one of"),
+        ({"role": "user", "text": "x"}, "messages[1] has no content; it must have one"),
         ({"content": "x"}, "messages[1].role is None"),
         ({"role": ["user"], "content": "x"}, "messages[1].role is ['user']"),
         ({"role": "user", "content": 3}, "messages[1].content is 3, expected a string or a list"),
@@ -309,8 +310,8 @@ def test_a_template_that_refuses(source: str, words: str):
         ([OK], 0),
         ([HI, HI], 1),
         ([HI, OK, HI, OK, OK, OK, HI], 4),
-        ([HI, OK, HI, {"role": "tool"}, HI], None),
-        ([HI, OK, {"role": "tool"}], 2),
+        ([HI, OK, HI, {"role": "tool", "content": "r"}, HI], None),
+        ([HI, OK, {"role": "tool", "content": "r"}], 2),
     ],
 )
 def test_the_message_that_is_refused_is_named(messages: list, bad: int | None):

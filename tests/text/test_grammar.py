@@ -6,6 +6,7 @@ import json
 import random
 import re
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,8 +20,15 @@ from llguidance import LLTokenizer
 
 import glmjax
 from glmjax.bench.synthetic import end_ids, make_tokenizer
-from glmjax.errors import InvalidRequestError
-from glmjax.text.grammar import MAX_GRAMMAR_CHARS, GrammarConstraint, Grammars, GrammarSpec
+from glmjax.errors import InvalidRequestError, QueueFullError
+from glmjax.text import grammar
+from glmjax.text.grammar import (
+    MAX_GRAMMAR_CHARS,
+    GrammarConstraint,
+    Grammars,
+    GrammarSpec,
+    flaw,
+)
 from glmjax.text.tokenizer import Tokenizer
 
 NANO = Path(glmjax.__file__).parent / "assets" / "glm-nano"
@@ -294,7 +302,7 @@ def test_rows_end_with_the_first_draft_that_is_not_allowed(spec, drafts: list[in
 
 def test_advance_refuses_what_is_not_allowed():
     constraint = start(GrammarSpec("regex", "abc", "regex"), "a")
-    with pytest.raises(InvalidRequestError, match="does not allow token 5 here") as error:
+    with pytest.raises(InvalidRequestError, match="cannot go on: .*doesn't satisfy the grammar") as error:
         constraint.advance([5])
     assert error.value.param == "regex"
 
@@ -381,7 +389,7 @@ BAD = {
     "empty choice": ("choice", ("a", ""), "'' is empty"),
     "repeated choice": ("choice", ("a", "b", "a"), "'a' is .* there twice"),
     "half a pair of a choice": ("choice", ("\ud83d",), "list of different strings"),
-    "long": ("regex", "a" * MAX_GRAMMAR_CHARS, f"may have {MAX_GRAMMAR_CHARS} at most"),
+    "long": ("regex", "a" * MAX_GRAMMAR_CHARS, f"more than the {MAX_GRAMMAR_CHARS} that"),
     "deep": ("regex", "(" * 60_000, "error: "),
 }
 
@@ -392,6 +400,27 @@ def test_errors_name_place_and_cause(kind: Any, value: Any, cause: str):
         GRAMMARS.constraint(GrammarSpec(kind, value, "guided"))
     assert error.value.param == "guided"
     assert len(str(error.value)) < 700
+
+
+@pytest.mark.parametrize(
+    ("lark", "cause"),
+    [
+        ('start: "a"', None),
+        ("start: A\nA: /a/ & /b/", "nothing can match"),
+        ('start: %json {"type": "any"}', "Invalid type: any"),
+    ],
+)
+def test_flaws(lark: str, cause: str | None):
+    assert flaw(lark) == cause
+
+
+@pytest.mark.parametrize("lead", ["", "\n"])
+def test_a_lead_comes_once_or_not(lead: str):
+    constraint = GRAMMARS.constraint(GrammarSpec("choice", ("a",), lead=lead))
+    a, line_break = BYTES[ord("a")], BYTES[ord("\n")]
+    assert nexts(constraint) == sorted([a, line_break] if lead else [a])
+    constraint.advance([line_break] if lead else [])
+    assert nexts(constraint) == [a]
 
 
 def test_a_long_chain_of_references_does_not_overflow_the_stack():
@@ -411,3 +440,37 @@ def test_many_threads():
         constraint.advance(TOKENIZER.encode(f"x{i}"))
         assert nexts(constraint) == list(ENDS)
     assert threading.stack_size() == STACK_SIZE
+
+
+def test_a_compiler_that_does_not_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(grammar, "_COMPILE_S", 0.2)
+    monkeypatch.setattr(grammar, "_COMPILERS", threading.BoundedSemaphore(1))
+    started, end = threading.Event(), threading.Event()
+
+    def endless(*_, **__):
+        started.set()
+        end.wait()
+        raise ValueError("at last")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(grammar, "LLMatcher", endless)
+        with pytest.raises(InvalidRequestError, match=r"takes more than 0\.2 s to compile"):
+            GRAMMARS.constraint(GrammarSpec("lark", 'start: "never seen"'))
+    assert started.is_set()
+    with pytest.raises(QueueFullError, match="try again later"):
+        GRAMMARS.constraint(GrammarSpec("lark", 'start: "nor this"'))
+    end.set()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            assert GRAMMARS.constraint(GrammarSpec("lark", 'start: "nor this"'))
+            return
+        except QueueFullError:
+            pass
+    raise AssertionError("its place was not given back")
+
+
+def test_objects_of_many_optional_properties():
+    properties = {f"p{i}": {"type": "integer"} for i in range(1200)}
+    constraint = start(GrammarSpec("json_schema", {"properties": properties}), '{"p1')
+    assert nexts(constraint)

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from spelling import PLAIN, TAG_IDS, TAGGED, bytes_of, merged, spelled, without
 
-from glmjax.text.lexer import Lexer, Symbol, Tag, written
+from glmjax.text.lexer import Lexer, Symbol, Tag, tag_ids, written
 from glmjax.text.tokenizer import Tokenizer
 
 NASTY = ["<", "</", "<<", "<think", "ink>", "</tool_call", ">", "a", "é", "🎉", "\n"]
@@ -29,6 +29,11 @@ def lexed(tokenizer: Tokenizer, ids: Iterable[int], skip: bool = True) -> list[S
 @given(st.lists(st.integers(0, TAGGED.size + 3), max_size=30), st.booleans())
 def test_any_tokens(ids: list[int], skip: bool):
     assert lexed(TAGGED, ids, skip) == merged(ids, TAGGED, skip)
+
+
+def test_tags_have_tokens_or_none():
+    assert tag_ids(TAGGED) == TAG_IDS
+    assert tag_ids(PLAIN) == dict.fromkeys(Tag)
 
 
 @given(symbol_lists)

@@ -198,10 +198,10 @@ def test_the_order_of_parts():
         Content("a"),
         CallBegin(0, "ping"),
         CallArguments(0, "{}"),
-        Content("b"),
+        Content("\nb"),
         CallBegin(1, "ping"),
         CallArguments(1, "{}"),
-        Content("c"),
+        Content("\nc"),
     ]
 
 
@@ -229,7 +229,7 @@ def test_thoughts_may_follow_each_other():
 
 
 def test_thoughts_that_are_not_separate_are_text_as_they_stand():
-    text = "\n<think>\nhm </think>\n\n</think><think></think> \n"
+    text = "\n<think>\nhm </think>\n\n</think><think></think> \nso \n"
     assert message_of(text, RAW) == Message("", text)
     assert message_of(f"{text}{PING}", RAW) == Message("", text.rstrip(), [ToolCall("ping", "{}")])
     assert message_of(f"<think>{PING}", RAW) == Message("", f"<think>{PING}")
@@ -262,7 +262,9 @@ def test_with_one_call_at_most_the_answer_ends_with_it():
         ("<think>xy</think>\n\nay", "y", ("xy", "a", "y")),
         ("<think>a</think>\n\nb", "\n", ("a", "b", None)),
         (f"{call(s='xy')}ay", "y", ("", "a", "y")),
-        (f"a{PING}b", "ab", ("", "ab", None)),
+        (f"a{PING}b", "ab", ("", "a\nb", None)),
+        ("\n \na", "\n", ("", "a", None)),
+        (" \n a", " ", ("", "", " ")),
         ("<tool_call>no call", "call", ("", "<tool_", "call")),
         ("a<tool_call>no call", "no", ("", "a<tool_call>", "no")),
         ("ab", "bc", ("", "ab", None)),
@@ -277,9 +279,12 @@ def test_stop_strings_end_the_text(text: str, stop: str, expected: tuple[str, st
 
 def test_nothing_but_white_space():
     assert message_of("\n\n") == Message()
-    assert message_of("\n ") == Message("", " ")
+    assert message_of("\n ") == Message()
+    assert message_of(" \n  a") == Message("", "  a")
+    assert message_of(f"{PING} \n") == Message("", "", [ToolCall("ping", "{}")])
     assert message_of("<think>\n </think>\n") == Message()
-    assert message_of("<think></think>\n \n", RAW).content == "<think></think>\n \n"
+    assert message_of("<think></think>\n \n", RAW).content == "<think></think>"
+    assert message_of("\n \na", RAW).content == "a"
     assert message_of("a \n") == Message("", "a \n")
 
 

@@ -179,8 +179,8 @@ THINK, END = "\ue000", "\ue001"
 THOUGHT = re.compile(rf"\s*(?:{THINK}([^{END}]*)(?:{END}|\Z)|{END})")
 
 
-def said(symbols: Sequence[Symbol], opening: Opening) -> tuple[str, str]:
-    """The thought and the text of an answer without calls."""
+def said(symbols: Sequence[Symbol], opening: Opening) -> tuple[str, str, str]:
+    """Of an answer without calls the thought, all that it is written as, and the text."""
     marks = {Tag.THINK: THINK, Tag.END_THINK: END}
     text = "".join(marks.get(s) or written(s) for s in symbols)  # pyright: ignore
     rest, thoughts = (THINK if opening.in_thought else "") + text, []
@@ -188,8 +188,13 @@ def said(symbols: Sequence[Symbol], opening: Opening) -> tuple[str, str]:
         rest, thought = rest[match.end() :], match[1] or ""
         middle = opening.in_thought and not opening.fresh and not thoughts
         thoughts.append((thought if middle else re.sub(rf"\A[\s{THINK}]*", "", thought)).rstrip())
-    begins = opening.fresh or opening.in_thought
-    return _letters("".join(thoughts)), _letters(rest.lstrip("\r\n") if begins else rest)
+    begun = (THINK if opening.in_thought else "") + text
+    return tuple(map(_letters, ("".join(thoughts), begun.removesuffix(rest), rest)))
+
+
+def without_front(text: str) -> str:
+    """Without blank lines before it."""
+    return re.sub(r"\A\s*[\r\n]", "", text) if text.strip() else ""
 
 
 def _letters(text: str) -> str:
@@ -217,10 +222,12 @@ def test_thought_and_text_are_what_the_definition_says(
 ):
     got = read(ids, Reading(None, separate, stream), opening, stops, end=end)
     symbols = merged(ids)
-    reasoning, content = (
-        said(symbols, opening) if separate else ("", "".join(map(written, symbols)))
-    )
-    content, matched = cut_off(content, stops)
+    reasoning, thought, rest = said(symbols, opening)
+    if (opening.fresh or opening.in_thought) and (separate or not thought):
+        rest = without_front(rest)
+    content, matched = cut_off(rest, stops)
+    if not separate:
+        reasoning, content = "", thought.removeprefix("<think>" * opening.in_thought) + content
     assert (got.message.reasoning, got.message.content) == (reasoning, content)
     assert (got.matched, got.end) == (matched, end if matched is None else FinishReason.STOP)
     assert not got.message.calls

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmjax.text.schema_kinds import ALL_KINDS, kind_of, value_kinds
+from glmjax.text.schema_kinds import ALL_KINDS, kind_of, value_kinds, variants
 
 EXAMPLES = {
     "string": ["", "a", "1"],
@@ -279,3 +279,14 @@ def test_kinds_of_values(value: Any):
         "f": "boolean",
     }
     assert kind_of(value) == names.get(json.dumps(value)[0], "number")
+
+
+def test_schemas_that_would_take_for_ever():
+    wide = {f"A{i}": {"allOf": [{"anyOf": [{"$ref": f"#/$defs/A{i + 1}"}]}] * 9} for i in range(9)}
+    root = {"$defs": wide | {"A9": {"type": "string"}}, "$ref": "#/$defs/A0"}
+    assert variants(root, root) == []
+    many = {"$defs": {"all": {"allOf": [{"type": "string"}] * 3000}}}
+    union = {"anyOf": [{"$ref": "#/$defs/all"}] * 3000}
+    assert value_kinds(many | {"properties": {"a": union}}, "a") == ALL_KINDS
+    patterns = {f"^{i}x": {"type": "null"} for i in range(100)} | {"a": {"type": "string"}}
+    assert value_kinds({"patternProperties": patterns}, "a") == ALL_KINDS

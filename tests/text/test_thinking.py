@@ -22,10 +22,11 @@ VOCAB = 1040  # with padding
 ENDS = [TAGGED.token_id(name) for name in ("<|endoftext|>", "<|user|>", "<|observation|>")]
 GRAMMARS = Grammars(TAGGED, VOCAB, tuple(ENDS))
 THINK, END, BREAK = TAG_IDS[Tag.THINK], TAG_IDS[Tag.END_THINK], BYTE_IDS[10]
-MARKS = Marks(THINK, END, BREAK)
+SPACE = BYTE_IDS[32]
+MARKS = Marks(THINK, END, BREAK, frozenset([BREAK, SPACE]))
 A, B = BYTE_IDS[ord("a")], BYTE_IDS[ord("b")]
 # Tokens as letters, for regular expressions: T and E are a thought's marks, X ends the answer.
-TOKENS = {"T": THINK, "E": END, "N": BREAK, "X": ENDS[1], "a": A, "b": B}
+TOKENS = {"T": THINK, "E": END, "N": BREAK, "X": ENDS[1], "a": A, "b": B, "S": SPACE}
 BEHIND = GrammarSpec("regex", "(a|b)+")
 
 words = st.text("TENXab", max_size=14) | st.text("TENaaab", max_size=14)
@@ -79,10 +80,11 @@ def test_a_thought_comes_and_ends_before_a_grammar(word: str, phase: Phase, budg
     assert taken(constraint, ids_of(word)) == longest(pattern, word)
 
 
-@given(words.map(lambda word: word.replace("X", "")), phases, st.integers(0, 4))
+@given(st.text("TENSaaab", max_size=14), phases, st.integers(0, 4))
 @example("TaaETa", Phase.BEFORE, 2)
 @example("NNTaaa", Phase.BEFORE, 2)
 @example("aTaaaa", Phase.BEFORE, 2)
+@example("SNSTaaa", Phase.BEFORE, 2)
 def test_a_budget_alone_bounds_what_is_read_as_thought(word: str, phase: Phase, budget: int):
     opening = Opening(in_thought=phase is Phase.THOUGHT)
     ids = ids_of(word)
@@ -100,6 +102,17 @@ def test_a_budget_alone_never_forces_a_thought():
     constraint = thinking(Phase.THOUGHT, 1)
     constraint.advance([ENDS[0]])  # it may end in a thought, too
     assert allowed(constraint.masks(())[0]) == [END]
+
+
+def test_where_it_is_over():
+    constraint = thinking(budget=2)
+    for token, over in ((BREAK, False), (THINK, False), (A, False), (END, False), (A, True)):
+        constraint.advance([token])
+        assert constraint.over is over
+    assert not constraint.ends
+    held = thinking(grammar=BEHIND)
+    held.advance([THINK, END, A])
+    assert (held.ends, held.over) == (True, False)
 
 
 def test_what_may_come_around_a_thought_before_a_grammar():

@@ -158,6 +158,7 @@ def test_strings_do_not_hold_their_end(value: str):
     assert not takes_value({"type": "string"}, value)
 
 
+PLAIN = {"a": {"type": "integer"}}
 VALUES: list[tuple[Any, list[str], list[str]]] = [
     ({"enum": ["a", "ab", 'q"\n\\', "🙂", ""]}, ["a", "ab", 'q"\n\\', "🙂", ""], ["b"]),
     ({"const": "123"}, ["123"], ['"123"', "12"]),
@@ -171,6 +172,12 @@ VALUES: list[tuple[Any, list[str], list[str]]] = [
     ({"type": "string", "minLength": 2, "maxLength": 3}, ["ab", "üüü"], ["a", "abcd"]),
     ({"type": "string", "minLength": "2", "maxLength": -1}, ["", "abc"], []),
     ({"type": "string", "maxLength": 10**12}, ["abc"], []),
+    ({"type": "string", "minLength": 4000}, ["abc"], []),
+    ({"type": "array", "items": {"type": "string", "minLength": 4000}}, ['["abc"]'], ["[1]"]),
+    ({"type": "string", "minLength": 3, "maxLength": 2}, ["abc", ""], []),
+    ({"type": "string", "pattern": "^abc$", "maxLength": 2}, ["abc", "ab"], []),
+    ({"type": "string", "pattern": ".{900}x.{900}"}, ["abc"], []),
+    ({"type": "string", "pattern": "^a{2,300}$"}, ["aaa"], ["a"]),
     ({"type": "string", "minLength": 2, "allOf": [{"minLength": 3}]}, ["abc"], ["ab"]),
     ({"type": "string", "maxLength": 3, "allOf": [{"maxLength": 2}]}, ["ab"], ["abc"]),
     ({"type": "string", "pattern": "b+"}, ["b", "abba", "\nb"], ["", "a"]),
@@ -213,6 +220,21 @@ VALUES: list[tuple[Any, list[str], list[str]]] = [
     ({"type": "array", "items": {"$ref": "#/properties/k"}}, ["[[], [[]]]"], ["[1]"]),
     ({"properties": {"title": {"const": 1, "title": 2}}}, ['{"title": 1}'], ['{"title": 2}']),
     ({"type": "array", "items": [{"type": "null"}]}, ["[null]"], []),
+    (of({"a": {"type": "null"}}), ["{}", '{"a": null}'], ['{"b": 1}']),
+    ({"type": "array", "items": of(PLAIN)}, ['[{"a": 1}]'], ['[{"b": 1}]']),
+    (of({"a": of(PLAIN)}), ['{"a": {"a": 1}}'], ['{"a": {"b": 1}}']),
+    (of(PLAIN, additionalProperties=True), ['{"a": 1, "b": 1}'], ['{"a": "x"}']),
+    (of(PLAIN, patternProperties={"^b": {}}), ['{"a": 1, "b": 1}'], ['{"a": "x"}']),
+    (of(PLAIN, "b"), ['{"a": 1, "b": 1}'], ['{"a": 1}']),
+    (of({}), ['{"b": 1}'], ["[]"]),
+    (of({"a": of({}, additionalProperties=True), "c": of(PLAIN)}), ['{"a": {"b": 1}}'], ["[]"]),
+    ({"allOf": [{"$ref": "#/$defs/base"}, of({"b": {"type": "null"}}, "b")]},
+     ['{"a": 1, "b": null}'], ['{"a": 1}']),
+    ({"allOf": [{"$ref": "#/$defs/base"}], "title": "t"}, ['{"a": 1}'], ['{"b": 1}']),
+    ({"type": "array", "items": {"$ref": "#/$defs/base"}}, ['[{"a": 1}]'], ['[{"b": 1}]']),
+    ({"type": "array", "items": {"anyOf": [of(PLAIN, "a"), {"type": "null"}]}},
+     ['[{"a": 1}, null]'], ['[{"a": 1, "b": 1}]']),
+    (of({"b": {"type": "null"}}, "b", anyOf=[of(PLAIN, "a")]), ['{"b": null, "a": 1}'], []),
     ({"$ref": "#/$defs/list"}, ["[]", "[[], [[]]]"], ["[1]", "x"]),
     ({"$ref": "#/$defs/a~1b%25"}, ["1"], ["x"]),
     ({"allOf": [{"type": "integer"}, {"minimum": 5}]}, ["5"], ["4"]),
@@ -225,6 +247,7 @@ ROOT = {
         "s": {"enum": ["s"]},
         "list": {"type": "array", "items": {"$ref": "#/$defs/list"}},
         "a/b%": {"type": "integer"},
+        "base": of({"a": {"type": "integer"}}),
         "node": {"properties": {"in": {"$ref": "#/$defs/node"}}},
     }
 }
@@ -280,6 +303,8 @@ PAIRS: list[tuple[Any, list[dict[str, str]], list[dict[str, str]]]] = [
     ({"allOf": [of(ONE), of({"a": {"minimum": 5}})]}, [{"a": "5"}], [{"a": "4"}]),
     (of(ONE | TWO, anyOf=EITHER), [{"a": "1"}, {"b": "null"}, BOTH], [{}]),
     ({"oneOf": [of(ONE, "a"), of(TWO, "b")]}, [{"a": "1"}, {"b": "null"}], [{}, BOTH]),
+    (of(ONE, "a", anyOf=[of({f"k{i}": {}}, f"k{i}") for i in range(70)]),
+     [{"a": "1", "k69": "x"}, {"a": "1"}], [{"k69": "x"}]),
     ({"properties": 3, "required": 4, "anyOf": 5, "$ref": 6}, [{}], []),
     ({"anyOf": [{"$ref": "#"}], "properties": ONE}, [{"a": "1"}], [{"a": "x"}]),
 ]  # fmt: skip

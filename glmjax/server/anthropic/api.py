@@ -12,7 +12,6 @@ from starlette.responses import Response
 
 from glmjax.server.anthropic.messages import Origins, in_places
 from glmjax.server.anthropic.requests import (
-    SPELLING,
     UNSERVED,
     Conversation,
     MessagesRequest,
@@ -34,15 +33,18 @@ router = APIRouter(prefix="/v1", route_class=JsonRoute)
 async def messages(body: MessagesRequest, request: Request, frontend: FrontendOf) -> Response:
     """Continue a conversation, without a thought unless `thinking` asks for one."""
     chat, origins = await asyncio.to_thread(_chat, body)
-    with _worded(origins):
+    with _worded(body, origins):
         generation = await generate_chat(chat, f"msg_{secrets.token_hex(12)}", frontend)
     name = frontend.served.name
     answer = Answer(generation.id, name, body.max_tokens, body.shows_thoughts)
+    named = {"request-id": generation.id}  # as it is called in the log
     if body.stream:
-        return EventStream(generation, answer.events(generation))
+        stream = EventStream(generation, answer.events(generation))
+        stream.headers.update(named)
+        return stream
     async with generation:
         whole = await until_disconnect(request.receive, answer.whole(generation))
-    return JSONResponse(whole)
+    return JSONResponse(whole, headers=named)
 
 
 @router.post("/messages/count_tokens")
@@ -50,7 +52,7 @@ async def count_tokens(body: PromptRequest, frontend: FrontendOf) -> Response:
     """How many tokens a conversation's prompt has, those included that may be cached."""
     chat, origins = await asyncio.to_thread(_chat, body)
     chat.check_model(frontend.served)
-    with _worded(origins):
+    with _worded(body, origins):
         prompt = await asyncio.to_thread(chat.prompt, frontend.served)
     return JSONResponse({"input_tokens": len(prompt)})
 
@@ -61,7 +63,7 @@ def _chat(body: PromptRequest) -> tuple[Conversation, Origins]:
 
 
 @contextlib.contextmanager
-def _worded(origins: Origins) -> Iterator[None]:
+def _worded(body: PromptRequest, origins: Origins) -> Iterator[None]:
     """Make errors speak of the client's own fields and messages."""
-    with in_places(origins), spelled(SPELLING):
+    with in_places(origins), spelled(body.spelling):
         yield

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -22,10 +22,15 @@ from glmjax.errors import InvalidRequestError
 # bills, not for the model, and behind it no prefix would be found in the cache.
 BILLING = "x-anthropic-billing-header:"
 
-# The names of things in errors about messages, in OpenAI's form.
-PLACES = re.compile(r"messages\[\d+\](?:\.tool_calls\[\d+\])?")
-PARTS = {"function.arguments": "input", "function.name": "name"}
-PARTS |= {"function.parameters": "input_schema"}
+# Claude Code's notes to the model begin with this. Beside results of tools they are told with the
+# last of these: as a message of the user's they would begin a new turn, and templates leave out the
+# thoughts before it, on which the loop of tools goes on and which the cache holds.
+REMINDER = "<system-reminder>"
+
+# How errors about messages and tools in OpenAI's form begin, and the client's names of their parts.
+PLACE = re.compile(r"(messages\[\d+\](?:\.tool_calls\[\d+\])?|tools\[\d+\])(\.function\.\w+)?")
+PARTS = {".function.arguments": ".input", ".function.name": ".name"}
+PARTS |= {".function.parameters": ".input_schema"}
 
 ChatMessage = dict[str, Any]
 Origins = dict[str, str]  # place in the converted conversation -> place in the client's
@@ -98,12 +103,32 @@ class ToolUse(Block):
 TextOnly = Annotated[Text, only("type", "text")]
 
 
+class Unread(Block):
+    """What a tool answered, but the model cannot read. It is told so, and can go on."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["image", "document"]
+
+    @property
+    def text(self) -> str:
+        """What stands in its place."""
+        return f"[{self.type} not shown: this model reads text only]"
+
+
+ResultBlock = Annotated[
+    Annotated[Text, Tag("<text>")] | Annotated[Unread, Tag("<unread>")],
+    Discriminator(lambda it: "<text>" if it["type"] == "text" else "<unread>"),
+    only("type", "text", "image", "document"),
+]
+
+
 class ToolResult(Block):
     """What a tool answered."""
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: str | list[TextOnly] | None = None
+    content: str | list[ResultBlock] | None = None
     is_error: bool | None = None
     toolset_name: Any = None
     cache_control: Any = None
@@ -186,19 +211,20 @@ def conversation(
     """A conversation in OpenAI's form, and where each part of it comes from.
 
     Raises:
-        InvalidRequestError: nobody says anything, or the results of tools are not those of the
-            calls before them.
+        InvalidRequestError: nobody says anything, calls share an id, or the results of tools are
+            not those of the calls before them.
     """
-    made = [] if system is None else [("system", _system(system), [])]
-    calls: list[Said[ToolUse]] = []
+    made = _instructions(system)
+    calls: dict[str, Said[ToolUse]] = {}
     for role, group in groupby(_said(messages), key=lambda said: said.role):
         turn = list(group)
         results = _results(turn, calls)
-        calls = _of(ToolUse, turn)
+        calls = _calls(turn)
         made += results + TURNS[role](turn)
     _results([], calls)
     if not any(message["role"] != "system" for _, message, _ in made):
-        raise InvalidRequestError("messages is empty; send at least one message", "messages")
+        found = "no message but the system's has content" if messages else "messages is empty"
+        raise InvalidRequestError(f"{found}; send at least one message", "messages")
     origins = {f"messages[{i}]": where for i, (where, _, _) in enumerate(made)}
     for i, (_, _, places) in enumerate(made):
         origins |= {f"messages[{i}].tool_calls[{j}]": place for j, place in enumerate(places)}
@@ -211,12 +237,12 @@ def in_places(origins: Origins) -> Iterator[None]:
     try:
         yield
     except InvalidRequestError as error:
-        if error.param not in ("messages", "tools"):
+        found = PLACE.match(str(error))
+        if error.param not in ("messages", "tools") or found is None:
             raise
-        words = PLACES.sub(lambda place: origins.get(place[0], place[0]), str(error))
-        for name, own in PARTS.items():
-            words = words.replace(name, own)
-        raise type(error)(words, error.param) from None
+        place, part = found.groups("")
+        own = origins.get(place, place) + PARTS.get(part, part)
+        raise type(error)(own + str(error)[found.end() :], error.param) from None
 
 
 def _said(messages: Iterable[Message]) -> Iterator[Said]:
@@ -229,30 +255,61 @@ def _said(messages: Iterable[Message]) -> Iterator[Said]:
             yield Said(message.role, where, f"{where}.content[{j}]", block)
 
 
-def _results(turn: Sequence[Said], calls: Sequence[Said[ToolUse]]) -> Made:
-    """Results in the order of the calls, as the model has nothing else to tell them apart."""
-    waiting = {said.block.id: said.where for said in calls}
-    order = {name: i for i, name in enumerate(waiting)}
-    results = _of(ToolResult, turn)
-    for said in results:
-        if waiting.pop(name := said.block.tool_use_id, None) is None:
+def _calls(turn: Sequence[Said]) -> dict[str, Said[ToolUse]]:
+    """The calls of a turn by their ids, which results will name."""
+    calls: dict[str, Said[ToolUse]] = {}
+    for said in _of(ToolUse, turn):
+        first = calls.setdefault(said.block.id, said)
+        if first is not said:
             raise InvalidRequestError(
-                f"{said.where}.tool_use_id is {name!r}, but no tool_use with this id in the "
-                "assistant's message before it waits for a result",
+                f"{said.where}.id is {said.block.id!r}, but so is that of {first.where}; send "
+                "each tool_use with an id of its own",
                 "messages",
             )
-    for name, where in waiting.items():
-        raise InvalidRequestError(
-            f"{where}: the tool_use {name!r} has no result; send a tool_result in the user's "
-            "message behind it",
-            "messages",
-        )
-    results.sort(key=lambda said: order[said.block.tool_use_id])
-    return [(said.where, _result(said.block), []) for said in results]
+    return calls
 
 
-def _result(block: ToolResult) -> ChatMessage:
-    return {"role": "tool", "tool_call_id": block.tool_use_id, "content": block.text}
+def _results(turn: Sequence[Said], calls: Mapping[str, Said[ToolUse]]) -> Made:
+    """Results in the order of the calls, as the model has nothing else to tell them apart."""
+    found: dict[str, Said[ToolResult]] = {}
+    for said in _of(ToolResult, turn):
+        name = said.block.tool_use_id
+        if name not in calls:
+            raise _stray(said, "the assistant's message before it has no tool_use with this id")
+        if name in found:
+            raise _stray(said, f"that call has its result already, in {found[name].where}")
+        found[name] = said
+    for name, said in calls.items():
+        if name not in found:
+            raise InvalidRequestError(
+                f"{said.where}: the tool_use {name!r} has no result; send a tool_result in the "
+                "user's message behind it",
+                "messages",
+            )
+    return _with_reminders([found[name] for name in calls], _reminders(turn))
+
+
+def _stray(said: Said[ToolResult], fault: str) -> InvalidRequestError:
+    words = f"{said.where}.tool_use_id is {said.block.tool_use_id!r}, but {fault}"
+    return InvalidRequestError(words, "messages")
+
+
+def _with_reminders(results: Sequence[Said[ToolResult]], reminders: Sequence[Said[Text]]) -> Made:
+    last = {said.message: said.where for said in results}
+    made: Made = []
+    for said in results:
+        notes = [note.block.text for note in reminders if last[note.message] == said.where]
+        content = "\n".join([said.block.text, *notes])
+        tool = {"role": "tool", "tool_call_id": said.block.tool_use_id, "content": content}
+        made.append((said.where, tool, []))
+    return made
+
+
+def _reminders(turn: Sequence[Said]) -> list[Said[Text]]:
+    """Notes that are told with results."""
+    answered = {said.message for said in _of(ToolResult, turn)}
+    texts = [said for said in _of(Text, turn) if said.message in answered]
+    return [said for said in texts if said.block.text.startswith(REMINDER)]
 
 
 def _of(kind: type[B], turn: Iterable[Said[Any]]) -> list[Said[B]]:
@@ -262,9 +319,11 @@ def _of(kind: type[B], turn: Iterable[Said[Any]]) -> list[Said[B]]:
 def _others(turn: Sequence[Said]) -> Made:
     """Messages of the user, or instructions: as many as the client has."""
     made: Made = []
-    for where, group in groupby(_of(Text, turn), key=lambda said: said.message):
-        texts = [said.block for said in group]
-        made.append((where, {"role": turn[0].role, "content": _joined(texts)}, []))
+    told = {said.where for said in _reminders(turn)}
+    texts = [said for said in _of(Text, turn) if said.where not in told]
+    for where, group in groupby(texts, key=lambda said: said.message):
+        content = _joined([said.block for said in group])
+        made.append((where, {"role": turn[0].role, "content": content}, []))
     return made
 
 
@@ -272,8 +331,7 @@ def _assistant(turn: Sequence[Said]) -> Made:
     """One message, over however many the client has spread the turn."""
     calls = _of(ToolUse, turn)
     thought = "\n".join(said.block.thinking for said in _of(Thought, turn))
-    text = "".join(said.block.text for said in _of(Text, turn))
-    message: ChatMessage = {"role": "assistant", "content": text}
+    message: ChatMessage = {"role": "assistant", "content": _spoken(turn)}
     if thought:
         message["reasoning_content"] = thought
     if calls:
@@ -281,21 +339,30 @@ def _assistant(turn: Sequence[Said]) -> Made:
     return [(turn[0].message, message, [said.where for said in calls])]
 
 
+def _spoken(turn: Sequence[Said]) -> str:
+    """The texts of a turn: one goes on in the next, unless a block of another kind parts them."""
+    runs = groupby(turn, key=lambda said: isinstance(said.block, Text))
+    texts = ["".join(said.block.text for said in run) for is_text, run in runs if is_text]
+    return "\n".join(filter(None, texts))
+
+
 def _call(block: ToolUse) -> dict[str, Any]:
     function = {"name": block.name, "arguments": block.input}
     return {"id": block.id, "type": "function", "function": function}
 
 
-def _system(system: str | Sequence[Text]) -> ChatMessage:
-    blocks = system if isinstance(system, str) else _without_billing(system)
-    return {"role": "system", "content": _joined(blocks)}
+def _instructions(system: str | Sequence[Text] | None) -> Made:
+    """The system prompt; one without text would only be an empty turn."""
+    blocks = system if isinstance(system, str) else _without_billing(system or ())
+    content = _joined(blocks)
+    return [("system", {"role": "system", "content": content}, [])] if content else []
 
 
 def _without_billing(blocks: Sequence[Text]) -> list[Text]:
     return [block for block in blocks if not block.text.startswith(BILLING)]
 
 
-def _joined(texts: str | Sequence[Text]) -> str:
+def _joined(texts: str | Sequence[Text | Unread]) -> str:
     """A text in blocks: each begins a line."""
     return texts if isinstance(texts, str) else "\n".join(block.text for block in texts)
 

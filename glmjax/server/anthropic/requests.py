@@ -28,6 +28,7 @@ UNSERVED: Neutral = {
     "mcp_servers": ([],),
     "compaction": (),
     "fallbacks": ([],),
+    "fallback_credit_token": (),
     # these change nothing that is generated
     "metadata": (...,),
     "cache_control": (...,),
@@ -41,7 +42,6 @@ UNSERVED: Neutral = {
 # The client's names of what errors may be about.
 SPELLING = {
     "stop": "stop_sequences",
-    "response_format": "output_config.format",
     "max_thinking_tokens": "thinking.budget_tokens",
     "continue_final_message": "messages",
     "reasoning_content": "a thinking block",
@@ -214,6 +214,14 @@ class PromptRequest(BaseModel):
                 "thread",
             )
         messages, origins = conversation(self.messages, self.system)
+        begun, form = _is_begun(messages), self._format()
+        if begun and form:
+            name = self.spelling["response_format"]
+            raise InvalidRequestError(
+                f"{name} does not go with a final message of the assistant, which would not be "
+                "part of the JSON; leave one of the two out",
+                name,
+            )
         tools = [tool.function() for tool in self.tools or ()]
         chat = Conversation(
             model=self.model,
@@ -221,11 +229,17 @@ class PromptRequest(BaseModel):
             tools=tools or None,
             **self._calls(),
             **self._thought(),
-            response_format=self._format(),
-            continue_final_message=_is_begun(messages) or None,
+            response_format=form,
+            continue_final_message=begun or None,
             **self._sampling(),
         )
         return chat, origins
+
+    @property
+    def spelling(self) -> dict[str, str]:
+        """The client's names of what errors may be about."""
+        form = "output_format" if self.output_format else "output_config.format"
+        return SPELLING | {"response_format": form}
 
     @property
     def shows_thoughts(self) -> bool:
@@ -282,6 +296,12 @@ class MessagesRequest(PromptRequest):
                 f"{self.max_tokens}",
                 "thinking.budget_tokens",
             )
+        for i, stop in enumerate(self.stop_sequences or ()):
+            if any("\ud800" <= char <= "\udfff" for char in stop):
+                raise InvalidRequestError(
+                    f"stop_sequences[{i}] is not valid Unicode: it holds half of a surrogate pair",
+                    "stop_sequences",
+                )
         return {
             "max_tokens": self.max_tokens,
             "stop": self.stop_sequences,
@@ -292,5 +312,15 @@ class MessagesRequest(PromptRequest):
 
 
 def _is_begun(messages: list[ChatMessage]) -> bool:
-    """Whether the conversation ends in the assistant's turn, which is to be gone on with."""
-    return messages[-1]["role"] == "assistant"
+    """Whether the conversation ends in the assistant's turn, which is to be gone on with.
+
+    Raises:
+        InvalidRequestError: its text ends in white space, as with Anthropic: tokens of words begin
+            with theirs, so that the model would go on badly.
+    """
+    role, content = messages[-1]["role"], messages[-1]["content"]
+    if role == "assistant" and content != content.rstrip():
+        raise InvalidRequestError(
+            "messages: final assistant content cannot end with trailing whitespace", "messages"
+        )
+    return role == "assistant"

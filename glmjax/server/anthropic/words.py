@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from glmjax.errors import GlmjaxError
+from glmjax.server.anthropic.pauses import with_pauses
 from glmjax.server.choice import ChoiceDelta
 from glmjax.server.frontend import Generation
 from glmjax.server.http.errors import anthropic_error
@@ -17,6 +18,8 @@ from glmjax.text.parts import CallArguments, CallBegin, Content, Part, Reasoning
 from glmjax.types import FinishReason
 
 Words = dict[str, Any]
+PING: Words = {"type": "ping"}
+PING_S = 10.0  # without an event; clients and proxies give up after some minutes of silence
 
 
 class Piece(NamedTuple):
@@ -62,24 +65,24 @@ class Answer:
     async def events(self, generation: Generation) -> AsyncIterator[bytes]:
         """The same as server-sent events; an error is the last of them."""
         try:
-            async for words in self._pieces(generation):
-                yield _event(words)
+            async for words in with_pauses(self._pieces(generation), PING_S):
+                yield _event(words or PING)
         except GlmjaxError as error:
-            yield _event(anthropic_error(error))
+            yield _event(anthropic_error(error, self.id))
 
     async def _pieces(self, generation: Generation) -> AsyncIterator[Words]:
-        blocks, last = Blocks(), None
+        """It begins at once: what is in the cache is known, and told, only at the end."""
+        asked = ChoiceDelta(prompt_tokens=len(generation.specs[0].prompt_ids))
+        yield {"type": "message_start", "message": self._message([], asked)}
+        yield PING
+        blocks, last = Blocks(), asked
         async for delta in generation:
-            if last is None:
-                yield {"type": "message_start", "message": self._message([], delta)}
-                yield {"type": "ping"}
             last = delta
             for part in self._shown(delta.parts):
                 for words in blocks.add(part):
                     yield words
         for words in blocks.close():
             yield words
-        assert last is not None  # a generation has an end
         end = self._end(last, blocks.called)
         yield {"type": "message_delta", "delta": end, "usage": usage(last)}
         yield {"type": "message_stop"}

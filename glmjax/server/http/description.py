@@ -24,7 +24,7 @@ OpenAI's API, under /v1/messages that of Anthropic's. Any path answers 404 with 
 "unknown_path", or "not_served" where it is one of another server's; a wrong method answers 405.
 Numbers and booleans may also come as strings that spell them."""
 
-OPENAPI = "3.2.0"  # the first that describes the events of a stream
+OPENAPI = "3.1.0"  # what makers of clients read
 ANTHROPIC = "/v1/messages"
 TEXT = {"type": "string"}
 WAIT = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
@@ -81,8 +81,8 @@ def _success(endpoint: Endpoint) -> Schema:
         return {"description": "Text.", "content": {"text/plain": {"schema": TEXT}}}
     content, words = _json(endpoint.answer), _words(endpoint.answer)
     if endpoint.event is not None:
-        words += " With stream: server-sent events."
-        content |= {"text/event-stream": {"itemSchema": _event(endpoint.event, endpoint.last)}}
+        words += " With stream: server-sent events, each as the schema says."
+        content |= {"text/event-stream": {"schema": _event(endpoint.event, endpoint.last)}}
     return {"description": words, "content": content}
 
 

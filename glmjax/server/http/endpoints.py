@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from glmjax.server.anthropic import answers as anthropic
 from glmjax.server.openai import answers as openai
+from glmjax.server.responses import answers as responses
 from glmjax.server.sglang import answers as sglang
 
 Example = Mapping[str, Any]
@@ -23,6 +24,7 @@ TAGS = {
 STATUSES = {
     400: "The request is malformed, asks for what is not served, or can never be served.",
     404: "There is no such model or object.",
+    413: "The request is too large.",
     429: "Too many requests are waiting; try again.",
     500: "The engine failed, or the server has a bug; its log says more.",
     503: "The server is starting or stopping; try again, or elsewhere.",
@@ -32,12 +34,12 @@ STATUSES = {
 KINDS: dict[str, tuple[int, ...]] = {
     "plain": (500,),  # reads what the server knows
     "object": (404, 500),  # of a name
-    "computed": (400, 500),  # from a body alone
-    "computed of a model": (400, 404, 500),
+    "computed": (400, 413, 500),  # from a body alone
+    "computed of a model": (400, 404, 413, 500),
     "engine": (500, 503),  # has the engine do something
-    "engine and body": (400, 500, 503),
-    "generation": (400, 429, 500, 503, 504),
-    "generation of a model": (400, 404, 429, 500, 503, 504),
+    "engine and body": (400, 413, 500, 503),
+    "generation": (400, 413, 429, 500, 503, 504),
+    "generation of a model": (400, 404, 413, 429, 500, 503, 504),
     "probe": (429, 500, 503),
 }
 
@@ -114,6 +116,12 @@ ENDPOINTS: dict[str, Endpoint] = {
         },
         last=None,
     ),
+    "/v1/responses/input_tokens": Endpoint(
+        "OpenAI",
+        "computed of a model",
+        responses.InputTokens,
+        examples={"short": {"input": "Hi"}},
+    ),
     "/v1/messages": Endpoint(
         "Anthropic",
         "generation of a model",
@@ -165,7 +173,7 @@ ENDPOINTS: dict[str, Endpoint] = {
     ),
     "/tokenize": Endpoint(
         "SGLang",
-        "computed",
+        "computed of a model",
         sglang.Tokens,
         examples={
             "text": {"prompt": "Hello"},
@@ -175,7 +183,7 @@ ENDPOINTS: dict[str, Endpoint] = {
     ),
     "/detokenize": Endpoint(
         "SGLang",
-        "computed",
+        "computed of a model",
         sglang.Texts,
         examples={"one": {"tokens": [1, 2, 3]}, "many": {"tokens": [[1, 2], [3]]}},
     ),

@@ -54,6 +54,9 @@ KINDS: dict[type[Exception], Kind] = {
     GlmjaxError: Kind(500, "server_error"),
 }
 
+HEAD, TAIL = 300, 200  # characters of a message that are told, as it may hold all of a request
+BODY = "the body must be a JSON object"
+NO_OBJECT = ("missing", "model_attributes_type")  # pydantic's, of a body
 ANTHROPIC = "/v1/messages"
 # Anthropic's types by status; of others, those of the nearest hundred.
 ANTHROPIC_TYPES = {
@@ -80,31 +83,37 @@ def error_body(error: GlmjaxError) -> dict[str, Any]:
     return _body(str(error), kind.type, getattr(error, "param", None), kind.code)
 
 
-def anthropic_error(error: GlmjaxError) -> dict[str, Any]:
-    """The same for clients of Anthropic's API."""
+def anthropic_error(error: GlmjaxError, request_id: str) -> dict[str, Any]:
+    """The same for clients of Anthropic's API, with the id that the log has."""
     details = getattr(error, "details", None)
-    return _anthropic_body(str(error), kind_of(error).status, details)
+    return _anthropic_body(str(error), kind_of(error).status, request_id, details)
 
 
 def _body(
     message: str, type_: str, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
-    words = {"message": _valid(message), "type": type_, "param": param and _valid(param)}
+    words = {"message": _told(message), "type": type_, "param": param and _told(param)}
     return {"error": words | {"code": code}}
 
 
 def _anthropic_body(
-    message: str, status: int, details: Mapping[str, Any] | None = None
+    message: str, status: int, request_id: str, details: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     type_ = ANTHROPIC_TYPES.get(status) or ANTHROPIC_TYPES[status // 100 * 100]
-    words = {"type": type_, "message": _valid(message)}
+    words = {"type": type_, "message": _told(message)}
     more = {"details": dict(details)} if details else {}
-    return {"type": "error", "error": words | more, "request_id": f"req_{secrets.token_hex(12)}"}
+    return {"type": "error", "error": words | more, "request_id": request_id}
 
 
-def _valid(text: str) -> str:
-    """`text` without halves of surrogate pairs, which JSON can bring but no answer can hold."""
-    return text.encode("utf-8", "replace").decode()
+def _told(text: str) -> str:
+    """`text`, cut, without halves of surrogate pairs: JSON can bring them, no answer hold them."""
+    cut = text if len(text) <= HEAD + TAIL else f"{text[:HEAD]} ... {text[-TAIL:]}"
+    return cut.encode("utf-8", "replace").decode()
+
+
+def log_line(text: str) -> str:
+    """`text` as it may stand in a log: cut, and on one line, whatever a client put into it."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in _told(text))
 
 
 def _is_anthropic(request: Request) -> bool:
@@ -119,18 +128,19 @@ def _answer(
     headers: Mapping[str, str] | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> Response:
-    """An error in the shape of the API that was asked."""
+    """An error in the shape of the API that was asked, with the id that the log has."""
+    request_id = f"req_{secrets.token_hex(12)}"
+    asked = f"{request.method} {request.url.path}: "
+    log.info("%s: %s", request_id, log_line(f"{asked}{kind.status}, {message.removeprefix(asked)}"))
     if not _is_anthropic(request):
         return JSONResponse(_body(message, kind.type, param, kind.code), kind.status, headers)
-    body = _anthropic_body(message, kind.status, details)
-    named = {**(headers or {}), "request-id": body["request_id"]}
-    return JSONResponse(body, kind.status, named)
+    body = _anthropic_body(message, kind.status, request_id, details)
+    return JSONResponse(body, kind.status, {**(headers or {}), "request-id": request_id})
 
 
 async def _glmjax_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GlmjaxError)
     kind = kind_of(error)
-    log.info("%s %s: %d, %s", request.method, request.url.path, kind.status, error)
     seconds = kind.retry_after_s
     headers = None if seconds is None else {"retry-after": str(seconds)}
     param, details = getattr(error, "param", None), getattr(error, "details", None)
@@ -140,7 +150,6 @@ async def _glmjax_error(request: Request, error: Exception) -> Response:
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     param, message = (_place if _is_anthropic(request) else _fault)(_faults(error))
-    log.info("%s %s: 400, %s", request.method, request.url.path, message)
     return _answer(request, KINDS[InvalidRequestError], message, param)
 
 
@@ -156,9 +165,8 @@ def _place(faults: list[Fault]) -> tuple[str, str]:
 
 def _fault(faults: list[Fault]) -> tuple[str | None, str]:
     """The field at fault and what is wrong with it; where types compete, all that may be."""
-    field = faults[0].path[:1]
-    depth = max(len(path) for path, _ in faults if path[:1] == field)
-    own = [fault for fault in faults if fault.path[:1] == field and len(fault.path) == depth]
+    depth = max(len(path) for path, _ in faults)
+    own = [fault for fault in faults if len(fault.path) == depth]
     words = " or ".join(dict.fromkeys(fault.words for fault in own))
     levels = zip(*(fault.path for fault in own), strict=True)
     param = ".".join(level[0] for level in takewhile(lambda level: len({*level}) == 1, levels))
@@ -173,21 +181,30 @@ class Fault(NamedTuple):
 
 
 def _faults(error: RequestValidationError) -> list[Fault]:
-    found = error.errors()
-    return [Fault(_path(it, error.body), it["msg"].removeprefix("Input ")) for it in found]
+    """What is wrong in the first place that is at fault; each type that competes has its own."""
+    first: dict[tuple[Any, ...], Any] = {}  # in each object or list, as each type reads it
+    faults = []
+    for it in error.errors():
+        loc, steps = it["loc"], _steps(it, error.body)
+        if all(first.setdefault(loc[:i], loc[i]) == loc[i] for i in steps):
+            words = it["msg"].removeprefix("Input ")
+            no_object = not steps and it["type"] in NO_OBJECT
+            faults.append(Fault([str(loc[i]) for i in steps], BODY if no_object else words))
+    return faults
 
 
-def _path(fault: dict[str, Any], body: Any) -> list[str]:
-    """Where in `body` a fault is: its place without the names of types that pydantic puts in."""
-    path: list[str] = []
-    for part in fault["loc"][1:]:
+def _steps(fault: dict[str, Any], body: Any) -> list[int]:
+    """Which parts of a fault's `loc` lead into `body`; others are pydantic's names of types."""
+    steps: list[int] = []
+    last = len(fault["loc"]) - 1
+    for i, part in enumerate(fault["loc"][1:], 1):
         inside = isinstance(body, dict) and part in body
         if inside or (isinstance(body, list) and isinstance(part, int)):
             body = body[part]
-        elif fault["type"] != "missing" or part is not fault["loc"][-1]:
+        elif fault["type"] != "missing" or i < last:
             continue
-        path.append(str(part))
-    return path
+        steps.append(i)
+    return steps
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
@@ -11,11 +12,24 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+MAX_BODY_BYTES = 32 * 2**20  # reading and tokenising more would take minutes
+
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class JsonRequest(Request):
-    """A request whose body is read strictly."""
+    """A request whose body is read strictly, and not without end."""
+
+    async def body(self) -> bytes:
+        """Its body. Raises HTTPException, 413, where it is too large."""
+        if not hasattr(self, "_body"):
+            whole = bytearray()
+            async for piece in self.stream():
+                whole += piece
+                if len(whole) > MAX_BODY_BYTES:
+                    raise HTTPException(413, f"the body is above {MAX_BODY_BYTES} bytes")
+            self._body = bytes(whole)
+        return self._body
 
     async def json(self) -> Any:
         """Its body as a value. Raises HTTPException, 400, where it is no JSON."""
@@ -66,8 +80,8 @@ def parsed(body: bytes) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in found if names.count(name) > 1)
+        names = Counter(name for name, _ in pairs)
+        twice = next(name for name in found if names[name] > 1)
         raise ValueError(f"an object has {twice!r} more than once")
     return found
 

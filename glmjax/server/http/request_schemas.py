@@ -69,6 +69,8 @@ OF_MODEL = (
     "ResponsesRequest",
     "MessagesRequest",
     "PromptRequest",
+    "TokenizeRequest",
+    "DetokenizeRequest",
 )
 # Of two fields one must be given.
 EITHER = {"GenerateRequest": ("text", "input_ids"), "TokenizeRequest": ("prompt", "messages")}
@@ -96,8 +98,8 @@ def narrow(components: dict[str, Schema], model: str) -> None:
         if name in FIELDS:
             _narrow_fields(schema["properties"], FIELDS[name])
         if name in OF_MODEL:
-            one = {"enum": [model]} if "model" in schema["required"] else {"enum": [model, None]}
-            schema["properties"]["model"] = one
+            left_out = [] if "model" in schema.get("required", ()) else [None]
+            schema["properties"]["model"] = {"enum": [model, *left_out]}
         if name in EXTRA:
             extra = {field: _neutral(values) for field, values in EXTRA[name].items()}
             schema["properties"] = schema["properties"] | extra | schema["properties"]
@@ -114,7 +116,17 @@ def _narrow_fields(properties: dict[str, Schema], fields: Mapping[str, Schema]) 
 
 def _neutral(values: tuple[Any, ...]) -> Schema:
     """The schema of a field that may only ask for nothing."""
-    return {} if ... in values else {"enum": [*values, None]}
+    return {} if ... in values else {"anyOf": [*map(_only, values), {"type": "null"}]}
+
+
+def _only(value: Any) -> Schema:
+    """The schema of one value, in words that makers of clients understand."""
+    if isinstance(value, list):
+        items = {"enum": value} if value else {}
+        return {"type": "array", "items": items, "minItems": len(value), "maxItems": len(value)}
+    if isinstance(value, dict):
+        return {"type": "object", "maxProperties": 0}
+    return {"const": value}
 
 
 def _given(field: str) -> Schema:

@@ -11,7 +11,7 @@ from glmjax.server.http.endpoints import ENDPOINTS
 
 CHAT = "it answers at /v1/chat/completions, /v1/responses and /v1/messages"
 MAX_PATH = 100  # characters of a path that are compared with those served
-LIKENESS = 0.55  # of a path that may be meant, at least
+LIKENESS = 0.7  # of a path that may be meant, at least
 
 # What is not served, and what may serve instead -> its paths, and all that lie under them.
 UNSERVED: dict[str, tuple[str, ...]] = {

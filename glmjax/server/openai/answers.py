@@ -230,7 +230,7 @@ class ReasoningOutput(Answer):
     status: ItemStatus
     summary: list[Any]
     content: list[SaidPart]
-    encrypted_content: None = None
+    encrypted_content: str | None = None
 
 
 class MessageOutput(Answer):
@@ -241,6 +241,17 @@ class MessageOutput(Answer):
     status: ItemStatus
     role: Literal["assistant"]
     content: list[SaidPart]
+
+
+class CustomToolCallOutput(Answer):
+    """A call of a custom tool, whose input is any text."""
+
+    id: str
+    type: Literal["custom_tool_call"]
+    status: ItemStatus
+    call_id: str
+    name: str
+    input: str
 
 
 class FunctionCallOutput(Answer):
@@ -299,7 +310,7 @@ class ResponseObject(Answer):
     created_at: int
     completed_at: int | None
     model: str
-    output: list[ReasoningOutput | MessageOutput | FunctionCallOutput]
+    output: list[ReasoningOutput | MessageOutput | FunctionCallOutput | CustomToolCallOutput]
     usage: ResponseUsage | None
     error: ResponseError | None
     incomplete_details: IncompleteDetails | None

@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from glmjax.errors import InvalidRequestError, ModelNotFoundError
+from glmjax.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
 from glmjax.server import unserved
 from glmjax.server.collect import Collected, collect
 from glmjax.server.frontend import Frontend, Generation
@@ -148,10 +148,9 @@ def _about_messages() -> Iterator[None]:
     """Name the field that the prompt is made of where the prompt is at fault."""
     try:
         yield
-    except InvalidRequestError as error:
-        if error.param != "prompt":
-            raise
-        raise type(error)(str(error), "messages") from None
+    except ContextLengthError as error:
+        param = "messages" if error.param == "prompt" else error.param
+        raise ContextLengthError(str(error), param) from None
 
 
 def _id(shape: Shape) -> str:

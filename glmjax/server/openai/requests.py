@@ -111,6 +111,8 @@ class ChatRequest(SamplingRequest):
         """The client's names of what errors may be about."""
         limit = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
         names = {"max_new_tokens": limit, "max_tokens": limit, "logprobs": "top_logprobs"}
+        if self.max_thinking_tokens is None:
+            names["max_thinking_tokens"] = "thinking.budget_tokens"
         return super().spelling | names
 
     def toolset(self, served: ServedModel) -> Toolset:
@@ -127,6 +129,12 @@ class ChatRequest(SamplingRequest):
         if taken := {"messages", "tools"} & more.keys():
             raise InvalidRequestError(
                 f"chat_template_kwargs holds {', '.join(sorted(taken))}, which is not for it",
+                "chat_template_kwargs",
+            )
+        if not isinstance(more.get("enable_thinking"), bool | None):
+            raise InvalidRequestError(
+                f"chat_template_kwargs.enable_thinking is {more['enable_thinking']!r}, but must be "
+                "true or false",
                 "chat_template_kwargs",
             )
         thinking = self.thinking or Thinking()
@@ -165,12 +173,18 @@ class ChatRequest(SamplingRequest):
             prompts,
             served,
             sampling,
-            grammar=tools.grammar(self.grammar(), served),
+            grammar=self._answer_grammar(tools, served),
             thinks=True,
             max_thinking_tokens=self._thinking_budget(),
             reading=self._reading(tools, served),
             **self.terms(),
         )
+
+    def _answer_grammar(self, tools: Toolset, served: ServedModel) -> GrammarSpec | None:
+        """With the line break that GLM-4.5 puts before an answer, unless it has begun."""
+        grammar = tools.grammar(self.grammar(), served)
+        lead = "" if self.continue_final_message else served.answer_lead
+        return grammar and grammar._replace(lead=lead)
 
     def _thinking_budget(self) -> int | None:
         budget = self.thinking and self.thinking.budget_tokens

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import APIRouter, HTTPException, Request
 from starlette.responses import Response
@@ -15,12 +16,14 @@ from glmjax.errors import GlmjaxError
 from glmjax.server.choice import ChoiceDelta
 from glmjax.server.frontend import Frontend, Generation
 from glmjax.server.http.context import FrontendOf
+from glmjax.server.http.errors import kind_of
 from glmjax.server.http.json_body import JsonRoute
 from glmjax.server.http.json_response import JSONResponse
 from glmjax.server.http.streams import EventStream, event, until_disconnect
 from glmjax.server.logprob_words import chat_words
 from glmjax.server.openai.chat import generate_chat
-from glmjax.server.responses.chat import chat_request, conversation, told
+from glmjax.server.openai.requests import ChatRequest
+from glmjax.server.responses.chat import Turn, chat_request, conversation, told
 from glmjax.server.responses.requests import NO_STATE, RESEND, ResponsesRequest
 from glmjax.server.responses.text_logprobs import TextLogprobs
 from glmjax.server.responses.words import Output, Words, echo, head, new_id, usage
@@ -45,13 +48,29 @@ async def create_response(
     return JSONResponse(whole)
 
 
+@router.post("/responses/input_tokens")
+async def count_input_tokens(body: ResponsesRequest, frontend: FrontendOf) -> Response:
+    """How many tokens a conversation's prompt has, those included that may be cached."""
+    made = await asyncio.to_thread(_prepared, body)
+    made.chat.check_model(frontend.served)
+    with told(made.turns):
+        prompt = await asyncio.to_thread(made.chat.prompt, frontend.served)
+    return JSONResponse({"object": "response.input_tokens", "input_tokens": len(prompt)})
+
+
 @router.get("/responses/{response_id}", include_in_schema=False)
 @router.delete("/responses/{response_id}", include_in_schema=False)
 @router.post("/responses/{response_id}/cancel", include_in_schema=False)
 @router.get("/responses/{response_id}/input_items", include_in_schema=False)
-async def kept_response(response_id: str) -> Response:
+async def kept_response() -> Response:
     """What would need a response that is kept."""
     raise HTTPException(404, f"{NO_STATE}; {RESEND} of the next request")
+
+
+@router.post("/responses/compact", include_in_schema=False)
+async def compact() -> Response:
+    """What would make a conversation shorter."""
+    raise HTTPException(404, f"this server compacts no conversations; {RESEND}")
 
 
 @dataclass
@@ -88,7 +107,8 @@ class Answer:
             async for words in self.events():
                 yield _sent(words, next(number))
         except GlmjaxError as error:
-            for words in self._failed(str(error)):
+            kind = kind_of(error)
+            for words in self._failed(str(error), kind.code or kind.type):
                 yield _sent(words, next(number))
 
     async def events(self) -> AsyncIterator[Words]:
@@ -126,8 +146,8 @@ class Answer:
         else:
             yield from self._failed("the request was aborted before its end")
 
-    def _failed(self, reason: str) -> Iterator[Words]:
-        yield from self._ended("failed", error={"code": "server_error", "message": reason})
+    def _failed(self, reason: str, code: str = "server_error") -> Iterator[Words]:
+        yield from self._ended("failed", error={"code": code, "message": reason})
 
     def _ended(self, status: str, **more: Any) -> Iterator[Words]:
         yield from self.output.close("completed" if status == "completed" else "incomplete")
@@ -144,13 +164,28 @@ def _sent(words: Words, number: int) -> bytes:
     return name + event(words | {"sequence_number": number})
 
 
-async def _begin(body: ResponsesRequest, frontend: Frontend) -> Answer:
+class _Prepared(NamedTuple):
+    """A request as it is answered: its conversation, the same for chat, and what is repeated."""
+
+    turns: list[Turn]
+    chat: ChatRequest
+    repeated: Words
+
+
+def _prepared(body: ResponsesRequest) -> _Prepared:
+    """May take a while, where a conversation is long."""
     body.check_served()
     turns, repeated = conversation(body), echo(body)
     with told(turns):
-        chat = chat_request(body, turns)
-        generation = await generate_chat(chat, new_id("resp"), frontend)
+        return _Prepared(turns, chat_request(body, turns), repeated)
+
+
+async def _begin(body: ResponsesRequest, frontend: Frontend) -> Answer:
+    made = await asyncio.to_thread(_prepared, body)
+    with told(made.turns):
+        generation = await generate_chat(made.chat, new_id("resp"), frontend)
     served = frontend.served
     found = TextLogprobs(generation.specs[0], served) if body.logprobs else None
-    words = head(generation, served) | repeated
-    return Answer(generation, words, served.tokenizer, found, Output(body.seals))
+    words = head(generation, served) | made.repeated
+    output = Output(body.seals, body.custom_tools)
+    return Answer(generation, words, served.tokenizer, found, output)

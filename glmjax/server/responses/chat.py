@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from glmjax.errors import InvalidRequestError
 from glmjax.server.openai.requests import ChatRequest
 from glmjax.server.responses.requests import (
     CallItem,
+    CustomCallItem,
     Item,
     MessageItem,
     ReasoningItem,
@@ -20,18 +21,12 @@ from glmjax.server.responses.requests import (
     Text,
     TextFormat,
 )
+from glmjax.server.responses.tools import chat_tool, chat_tool_choice
 from glmjax.server.sampling_fields import spelled
 
 # Fields of both, which mean the same.
 SHARED = (ResponsesRequest.model_fields.keys() & ChatRequest.model_fields.keys()) - {
     "stream_options"
-}
-# Fields of a tool that ask for nothing with these values; the model does not see them.
-TOOL = {
-    "allowed_callers": (["direct"],),
-    "async": (False,),
-    "defer_loading": (False,),
-    "output_schema": (...,),
 }
 # The client's names of what errors may be about.
 SPELLING = {
@@ -46,10 +41,6 @@ SPELLING = {
 # What errors begin with.
 PLACE = re.compile(r"\Amessages\[(\d+)\](\.content|\.tool_calls\[\d+\])?(?:\.function)?")
 TOOL_PLACE = re.compile(r"\A(tools\[\d+\])\.function")
-EXPECTED = (
-    'expected "none", "auto", "required", {"type": "function", "name": ...} or '
-    '{"type": "allowed_tools", "mode": "auto" or "required", "tools": [...]}'
-)
 
 Message = dict[str, Any]
 
@@ -61,10 +52,12 @@ class Turn:
     Attributes:
         message: as in chat completions.
         places: where in the request its parts stand, by their place in the message.
+        thoughts: what the assistant thought in it, piece by piece.
     """
 
     message: Message
     places: dict[str, str]
+    thoughts: list[str] = field(default_factory=list)
 
 
 def chat_request(body: ResponsesRequest, turns: list[Turn]) -> ChatRequest:
@@ -80,8 +73,8 @@ def chat_request(body: ResponsesRequest, turns: list[Turn]) -> ChatRequest:
     own = {
         "messages": [turn.message for turn in turns],
         "max_completion_tokens": body.max_output_tokens,
-        "tools": [_tool(tool, f"tools[{i}]") for i, tool in enumerate(body.tools or ())],
-        "tool_choice": _tool_choice(body.tool_choice),
+        "tools": [chat_tool(tool, f"tools[{i}]") for i, tool in enumerate(body.tools or ())],
+        "tool_choice": chat_tool_choice(body.tool_choice),
         "response_format": _response_format(body.text.format if body.text else None),
         "reasoning_effort": body.reasoning.effort if body.reasoning else None,
         "logprobs": body.logprobs,
@@ -122,6 +115,9 @@ def conversation(body: ResponsesRequest) -> list[Turn]:
     else:
         for i, item in enumerate(body.input):
             _add(turns, item, f"input[{i}]")
+    for turn in turns:
+        if turn.thoughts:
+            turn.message["reasoning_content"] = "\n".join(turn.thoughts)
     return turns
 
 
@@ -137,7 +133,7 @@ def _add(turns: list[Turn], item: Item, place: str) -> None:
             turns.append(Turn({"role": item.role, "content": item.content}, {"": place}))
         case ReasoningItem():
             _think(turns, item, place)
-        case CallItem():
+        case CallItem() | CustomCallItem():
             _call(turns, item, place)
         case ResultItem():
             message = {"role": "tool", "tool_call_id": item.call_id, "content": item.output}
@@ -147,18 +143,17 @@ def _add(turns: list[Turn], item: Item, place: str) -> None:
 def _say(turns: list[Turn], item: MessageItem, place: str) -> None:
     turn = _assistant(turns, place, lambda said: "content" in said and "tool_calls" not in said)
     turn.places[".content"] = f"{place}.content"
-    turn.message["content"] = [*turn.message.get("content", ()), *_parts(item.content)]
+    turn.message.setdefault("content", []).extend(_parts(item.content))
 
 
 def _think(turns: list[Turn], item: ReasoningItem, place: str) -> None:
     if not item.text:
         return
     turn = _assistant(turns, place, lambda said: "content" in said or "tool_calls" in said)
-    thought = turn.message.get("reasoning_content")
-    turn.message["reasoning_content"] = f"{thought}\n{item.text}" if thought else item.text
+    turn.thoughts.append(item.text)
 
 
-def _call(turns: list[Turn], item: CallItem, place: str) -> None:
+def _call(turns: list[Turn], item: CallItem | CustomCallItem, place: str) -> None:
     turn = _assistant(turns, place, lambda said: False)
     calls = turn.message.setdefault("tool_calls", [])
     turn.places[f".tool_calls[{len(calls)}]"] = place
@@ -178,54 +173,7 @@ def _parts(content: Text) -> list[dict[str, Any]]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-# Tools and formats
-
-
-def _tool(tool: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """A tool in the form of chat completions, its own fields as they were given."""
-    kind = tool.get("type")
-    if kind != "function":
-        raise InvalidRequestError(
-            f"{place}.type is {kind!r}, but this server runs no tools itself: only those of type "
-            '"function" are served; leave it out',
-            "tools",
-        )
-    for name, neutral in TOOL.items():
-        value = tool.get(name)
-        if value is not None and ... not in neutral and value not in neutral:
-            raise InvalidRequestError(f"{place}.{name} is not served yet; leave it out", "tools")
-    function = {name: value for name, value in tool.items() if name not in ("type", *TOOL)}
-    return {"type": "function", "function": function}
-
-
-def _tool_choice(choice: str | dict[str, Any] | None) -> Any:
-    """The same choice in the form of chat completions; that knows which tools there are."""
-    if choice is None or choice in ("none", "auto", "required"):
-        return choice
-    if isinstance(choice, dict):
-        kind, mode, tools = (choice.get(name) for name in ("type", "mode", "tools"))
-        if kind == "function" and isinstance(choice.get("name"), str):
-            return _named(choice)
-        if kind == "allowed_tools" and mode in ("auto", "required") and _are_named(tools):
-            allowed = {"mode": mode, "tools": [_named(tool) for tool in tools or ()]}
-            return {"type": "allowed_tools", "allowed_tools": allowed}
-    raise InvalidRequestError(f"tool_choice is {choice!r}; {EXPECTED}", "tool_choice")
-
-
-def _named(tool: Mapping[str, Any]) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": tool["name"]}}
-
-
-def _are_named(tools: Any) -> bool:
-    """Whether it is a list, not an empty one, of tools by their names."""
-    if not isinstance(tools, list) or not tools:
-        return False
-    return all(
-        isinstance(tool, dict)
-        and tool.get("type") == "function"
-        and isinstance(tool.get("name"), str)
-        for tool in tools
-    )
+# Formats
 
 
 def _response_format(asked: TextFormat | None) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from glmjax.errors import InvalidRequestError
 from glmjax.server import unserved
 from glmjax.server.openai.requests import Thinking
+from glmjax.server.responses.tools import custom_arguments
 from glmjax.server.sampling_fields import SamplingFields
 from glmjax.server.unserved import Neutral
 
@@ -45,6 +46,7 @@ NEUTRAL: Neutral = {
     "context_management": ([],),
     "lora_path": (),
     "moderation": (),
+    "personality": (),
     "return_hidden_states": (False,),
     # these change nothing that is generated
     "client_metadata": (...,),
@@ -55,6 +57,8 @@ NEUTRAL: Neutral = {
     "service_tier": (...,),
 }
 REASONING: Neutral = {"context": ("auto", "current_turn"), "mode": ("standard",)}
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 # Text, or parts of text as the chat template takes them.
 Text = str | list[dict[str, Any]]
@@ -103,15 +107,36 @@ class CallItem(BaseModel):
     arguments: str
 
 
+class CustomCallItem(BaseModel):
+    """A custom tool that the assistant called."""
+
+    type: Literal["custom_tool_call"]
+    call_id: str
+    name: str
+    input: str
+
+    @property
+    def arguments(self) -> str:
+        """As the model gave them."""
+        return custom_arguments(self.input)
+
+
 class ResultItem(BaseModel):
     """What a tool answered."""
 
-    type: Literal["function_call_output"]
+    type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: str | None = None
     output: Text
 
 
-KINDS = ("message", "reasoning", "function_call", "function_call_output")
+KINDS = (
+    "message",
+    "reasoning",
+    "function_call",
+    "function_call_output",
+    "custom_tool_call",
+    "custom_tool_call_output",
+)
 UNKNOWN_ITEM = "is of type {kind}, but must be of " + ", ".join(KINDS[:-1]) + " or " + KINDS[-1]
 
 
@@ -133,7 +158,9 @@ Item = Annotated[
     Annotated[MessageItem, Tag("message")]
     | Annotated[ReasoningItem, Tag("reasoning")]
     | Annotated[CallItem, Tag("function_call")]
-    | Annotated[ResultItem, Tag("function_call_output")],
+    | Annotated[ResultItem, Tag("function_call_output")]
+    | Annotated[CustomCallItem, Tag("custom_tool_call")]
+    | Annotated[ResultItem, Tag("custom_tool_call_output")],
     Discriminator(_kind),
     BeforeValidator(_known),
 ]
@@ -144,7 +171,7 @@ class ReasoningOptions(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    effort: str | None = None
+    effort: Effort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
@@ -220,6 +247,12 @@ class ResponsesRequest(SamplingFields):
     def logprobs(self) -> bool:
         """Whether log probabilities of the text are wanted."""
         return bool(self.top_logprobs) or LOGPROBS in (self.include or ())
+
+    @property
+    def custom_tools(self) -> frozenset[str]:
+        """The names of tools that take any text."""
+        custom = [tool for tool in self.tools or () if tool.get("type") == "custom"]
+        return frozenset(tool["name"] for tool in custom if isinstance(tool.get("name"), str))
 
     def check_served(self) -> None:
         """Raise InvalidRequestError when something is asked for that is not served."""

@@ -20,6 +20,7 @@ from glmjax.server.responses.requests import (
     TextFormat,
     TextOptions,
 )
+from glmjax.server.responses.tools import custom_input
 from glmjax.server.served import ServedModel
 from glmjax.text.parts import CallArguments, CallBegin, Content, Part, Reasoning
 
@@ -40,6 +41,7 @@ class _Kind(NamedTuple):
         text: what they call the whole text.
         part: the type of its one content part; None: it has none.
         words: its own fields, given its content.
+        read: the text out of all that was said, which then comes at its end; None: as it is said.
     """
 
     prefix: str
@@ -47,6 +49,7 @@ class _Kind(NamedTuple):
     text: str
     part: str | None
     words: Callable[[_Item, list[Words]], Words]
+    read: Callable[[str], str] | None = None
 
 
 @dataclass
@@ -73,7 +76,8 @@ class _Item:
     @property
     def text(self) -> str:
         """What it says."""
-        return "".join(self.texts)
+        said = "".join(self.texts)
+        return said if self.kind.read is None else self.kind.read(said)
 
     def goes_on(self, part: Part) -> bool:
         """Whether `part` is more of it."""
@@ -90,12 +94,15 @@ class _Item:
         """More of its text."""
         self.texts.append(text)
         self.logprobs += logprobs
-        if text:
+        if text and self.kind.read is None:
             yield self._event(f"{self.kind.events}.delta", delta=text, **self._logged(logprobs))
 
     def closed(self, status: str) -> Iterator[Words]:
         """It ends; the last of these events holds all of it."""
-        whole = {self.kind.text: self.text} | self._logged(self.logprobs)
+        text = self.text
+        if text and self.kind.read is not None:
+            yield self._event(f"{self.kind.events}.delta", delta=text)
+        whole = {self.kind.text: text} | self._logged(self.logprobs)
         yield self._event(f"{self.kind.events}.done", **whole)
         if self.kind.part:
             yield self._event("response.content_part.done", part=self._part())
@@ -133,11 +140,20 @@ def _function_call(item: _Item, content: list[Words]) -> Words:
     return {"type": "function_call"} | call
 
 
+def _custom_call(item: _Item, content: list[Words]) -> Words:
+    assert isinstance(item.begin, CallBegin)
+    call = {"call_id": item.call_id, "name": item.begin.name, "input": item.text}
+    return {"type": "custom_tool_call"} | call
+
+
 _KINDS: dict[type[Part], _Kind] = {
     Reasoning: _Kind("rs", "response.reasoning_text", "text", "reasoning_text", _reasoning),
     Content: _Kind("msg", "response.output_text", "text", "output_text", _message),
     CallBegin: _Kind("fc", "response.function_call_arguments", "arguments", None, _function_call),
 }
+_CUSTOM = _Kind(
+    "ctc", "response.custom_tool_call_input", "input", None, _custom_call, read=custom_input
+)
 
 
 class Output:
@@ -148,25 +164,30 @@ class Output:
     Args:
         sealed: thoughts also come as `encrypted_content`, for clients that keep nothing else of
             them. It is not encrypted: nothing here is secret to who asked.
+        custom: names of custom tools: their calls are told in another way.
 
     Attributes:
         items: those that have ended.
     """
 
-    def __init__(self, sealed: bool = False) -> None:
+    def __init__(self, sealed: bool = False, custom: frozenset[str] = frozenset()) -> None:
         self.items: list[Words] = []
-        self._sealed = sealed
+        self._sealed, self._custom = sealed, custom
         self._open: _Item | None = None
 
     def take(self, part: Part, logprobs: list[Words]) -> Iterator[Words]:
         """Events that tell of one more part, with the log probabilities of its tokens."""
         if self._open is None or not self._open.goes_on(part):
             yield from self.close("completed")
-            kind = _KINDS[type(part)]
+            kind = self._kind(part)
             self._open = _Item(kind, part, len(self.items), new_id(kind.prefix))
             yield from self._open.opened()
         if not isinstance(part, CallBegin):
             yield from self._open.said(part.text, logprobs)
+
+    def _kind(self, part: Part) -> _Kind:
+        custom = isinstance(part, CallBegin) and part.name in self._custom
+        return _CUSTOM if custom else _KINDS[type(part)]
 
     def close(self, status: str) -> Iterator[Words]:
         """Events that tell of the end of the item that goes on, if one does."""
@@ -213,8 +234,6 @@ def echo(body: ResponsesRequest) -> Words:
             "format": form.model_dump(by_alias=True, exclude_unset=True),
             "verbosity": text.verbosity or "medium",
         },
-    }
-    return {name: _json(name, value) for name, value in given.items()} | {
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
         "metadata": body.metadata or {},
@@ -225,6 +244,7 @@ def echo(body: ResponsesRequest) -> Words:
         "top_logprobs": body.top_logprobs or 0,
         "user": body.user,
     }
+    return {name: _json(name, value) for name, value in given.items()}
 
 
 def head(generation: Generation, served: ServedModel) -> Words:

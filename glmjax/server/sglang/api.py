@@ -26,7 +26,7 @@ from glmjax.server.logprob_words import native_words
 from glmjax.server.sampling_fields import spelled
 from glmjax.server.served import ServedModel
 from glmjax.server.sglang.requests import (
-    SPELLING,
+    TOKENS,
     AbortRequest,
     DetokenizeRequest,
     GenerateRequest,
@@ -44,7 +44,7 @@ async def generate(body: GenerateRequest, request: Request, frontend: FrontendOf
     """Continue text or token ids, one or many; a stream repeats all of the text in each event."""
     unserved.check_extra(body, unserved.GENERATE)
     served = frontend.served
-    with spelled(SPELLING):
+    with spelled(body.spelling):
         specs, batch = await asyncio.to_thread(_specs, body, served)
         generation = await frontend.generate(body.rid or secrets.token_hex(16), specs)
     many, texts = batch or len(specs) > 1, bool(body.return_text_in_logprobs)
@@ -148,6 +148,7 @@ async def abort_request(body: AbortRequest, frontend: FrontendOf) -> Response:
 async def tokenize(body: TokenizeRequest, frontend: FrontendOf) -> Response:
     """Token ids of a text, of each of several, or of a conversation. None is added to a text."""
     served = frontend.served
+    body.check_model(served)
     ids = await asyncio.to_thread(body.ids, served)
     many = isinstance(body.prompt, list)
     count = [len(each) for each in cast("list[list[int]]", ids)] if many else len(ids)
@@ -159,10 +160,12 @@ async def tokenize(body: TokenizeRequest, frontend: FrontendOf) -> Response:
 async def detokenize(body: DetokenizeRequest, frontend: FrontendOf) -> Response:
     """Text of token ids, or of each of several lists."""
     served = frontend.served
+    body.check_model(served)
     one = not body.tokens or isinstance(body.tokens[0], int)
     lists = cast("list[list[int]]", [body.tokens] if one else body.tokens)
-    for ids in lists:
-        served.check_prompt(ids)
+    with spelled(TOKENS):
+        for ids in lists:
+            served.check_prompt(ids)
     decode = served.tokenizer.decode
     texts = await asyncio.to_thread(lambda: [decode(x, body.skip_special_tokens) for x in lists])
     return JSONResponse({"text": texts[0] if one else texts})

@@ -9,9 +9,9 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from glmjax.errors import InvalidRequestError
 from glmjax.server import unserved
-from glmjax.server.choice import ChoiceSpec
-from glmjax.server.openai.requests import ChatRequest, Thinking
-from glmjax.server.sampling_fields import SamplingFields, deadline
+from glmjax.server.choice import MAX_CHOICES, ChoiceSpec
+from glmjax.server.openai.requests import ChatRequest, SamplingRequest, Thinking
+from glmjax.server.sampling_fields import SamplingFields, check_total, deadline
 from glmjax.server.served import ServedModel
 
 # Clients' names of what errors may be about.
@@ -19,7 +19,10 @@ SPELLING = {
     "max_tokens": "max_new_tokens",
     "logprobs": "top_logprobs_num",
     "prompt_logprobs_start": "logprob_start_len",
+    "request_id": "rid",
 }
+# The same for /detokenize.
+TOKENS = {"prompt": "tokens", "the prompt": "tokens"}
 
 
 class NativeSampling(SamplingFields):
@@ -53,6 +56,11 @@ class GenerateRequest(BaseModel):
     priority: int | None = None
     timeout: float | None = None
 
+    @property
+    def spelling(self) -> dict[str, str]:
+        """The client's names of what errors may be about."""
+        return SPELLING | {"prompt": "text" if self.input_ids is None else "input_ids"}
+
     def prompts(self, served: ServedModel) -> tuple[list[list[int]], bool]:
         """Token ids of each prompt, and whether the request is a batch.
 
@@ -77,6 +85,7 @@ class GenerateRequest(BaseModel):
         asked = self._each("return_logprob", len(prompts), False)
         starts = self._each("logprob_start_len", len(prompts), -1)
         tops = self._each("top_logprobs_num", len(prompts), 0)
+        check_total(sum(min(sampling.n or 1, MAX_CHOICES) for sampling in samplings))
         rows = zip(prompts, samplings, asked, starts, tops, strict=True)
         return [spec for row in rows for spec in self._choices(served, *row)]
 
@@ -126,16 +135,25 @@ def check_start(start: int, prompt: Sequence[int]) -> int:
     return start
 
 
-class TokenizeRequest(BaseModel):
+class OfModel(BaseModel):
+    """A request that may name the model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = None
+
+    def check_model(self, served: ServedModel) -> None:
+        """Raise ModelNotFoundError when another model is asked for."""
+        SamplingRequest(model=self.model).check_model(served)
+
+
+class TokenizeRequest(OfModel):
     """POST /tokenize: a text, several, or a conversation as /v1/chat/completions takes it.
 
     Attributes:
         add_special_tokens: changes nothing: the tokenizer adds none, chat templates write theirs.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    model: str | None = None
     prompt: str | list[str] | None = None
     add_special_tokens: bool | None = None
     messages: list[dict[str, Any]] | None = None
@@ -171,12 +189,9 @@ class TokenizeRequest(BaseModel):
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
-class DetokenizeRequest(BaseModel):
+class DetokenizeRequest(OfModel):
     """POST /detokenize."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    model: str | None = None
     tokens: list[int] | list[list[int]]
     skip_special_tokens: bool = True
 
