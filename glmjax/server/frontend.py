@@ -1,4 +1,4 @@
-"""What both protocols share: choices under way, text and stop strings, one log line a request."""
+"""What all protocols share: choices under way, text and stop strings, one log line a request."""
 
 from __future__ import annotations
 

@@ -302,7 +302,7 @@ def test_rows_end_with_the_first_draft_that_is_not_allowed(spec, drafts: list[in
 
 def test_advance_refuses_what_is_not_allowed():
     constraint = start(GrammarSpec("regex", "abc", "regex"), "a")
-    with pytest.raises(InvalidRequestError, match="cannot go on: .*doesn't satisfy the grammar") as error:
+    with pytest.raises(InvalidRequestError, match=r"cannot go on: .*satisfy the grammar") as error:
         constraint.advance([5])
     assert error.value.param == "regex"
 

@@ -1,4 +1,4 @@
-"""The HTTP server: OpenAI's API, SGLang's own and the metrics, on one uvicorn."""
+"""The HTTP server: OpenAI's APIs, Anthropic's, SGLang's and the metrics, on one uvicorn."""
 
 from __future__ import annotations
 
