@@ -61,6 +61,16 @@ class Timed:
     inner: Constraint
     seconds: list[float] = field(default_factory=list)
 
+    @property
+    def ends(self) -> bool:
+        """As `Constraint.ends`."""
+        return self.inner.ends
+
+    @property
+    def over(self) -> bool:
+        """As `Constraint.over`."""
+        return self.inner.over
+
     def masks(self, drafts: Sequence[int]) -> np.ndarray:
         """As `Constraint.masks`."""
         start = time.perf_counter()

@@ -108,8 +108,9 @@ def fleet(started: Fleet) -> Fleet:
 
 @pytest.fixture(scope="module")
 def right(started: Fleet) -> list[Answer]:
-    """What one replica answers itself."""
-    answers = asyncio.run(ask_all(f"{started.replicas[0].url}/v1"))
+    """What one replica answers itself, with its thoughts in the text: so the gateway has them."""
+    raw = {"separate_reasoning": False}
+    answers = asyncio.run(ask_all(f"{started.replicas[0].url}/v1", extra_body=raw))
     assert [end for _, end in answers] == ["stop"] * REQUESTS
     assert len(set(answers)) == REQUESTS
     return answers
@@ -145,6 +146,7 @@ async def ask_all(
     url: str,
     way: Callable[..., Any] = whole,
     meanwhile: Callable[[], Any] | None = None,
+    **more: Any,
 ) -> list[Answer]:
     """Every sum, `AT_ONCE` at a time, with no second try of the client's own."""
     turns = asyncio.Semaphore(AT_ONCE)
@@ -153,7 +155,7 @@ async def ask_all(
         async def ask(a: int, b: int) -> Answer:
             messages = [{"role": "user", "content": f"What is {a} + {b}?"}]
             async with turns:
-                return await way(client, model=MODEL, messages=messages, temperature=0)
+                return await way(client, model=MODEL, messages=messages, temperature=0, **more)
 
         answers = asyncio.gather(*(ask(a, b) for a, b in SUMS))
         if meanwhile:
