@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from live import Live, live
+from scripted import FORMS, Chat, chatting, with_form
 
 from glmjax.bench.synthetic import default_config, write_checkpoint
 from glmjax.server.served import ServedModel
@@ -42,3 +43,13 @@ def server(served: ServedModel) -> Iterator[Live]:
     """Servers that a module's tests share; tests leave them idle."""
     with live(served) as servers:
         yield servers
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def chat(
+    request: pytest.FixtureRequest, served: ServedModel, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Chat]:
+    """A model of each form."""
+    folder = tmp_path_factory.mktemp("forms") / "model"
+    with chatting(with_form(served, request.param, folder), request.param) as made:
+        yield made

@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
 import openai
 import pytest
 from pydantic import BaseModel, ConfigDict
-from scripted import FORMS, HI, WEATHER, Chat, chatting, streamed, with_form
+from scripted import FORMS, HI, WEATHER, Chat, chatting, streamed
 
 from glmjax.server.served import ServedModel
-
-
-@pytest.fixture(scope="module", params=FORMS)
-def chat(
-    request: pytest.FixtureRequest, served: ServedModel, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Chat]:
-    """A model of each form."""
-    folder = tmp_path_factory.mktemp("forms") / "model"
-    with chatting(with_form(served, request.param, folder), request.param) as made:
-        yield made
 
 
 def prompt_length(chat: Chat, messages: Any = HI, **variables: Any) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,21 +11,11 @@ import jsonschema
 import openai
 import pytest
 from pydantic import BaseModel
-from scripted import FORMS, HI, PING, WEATHER, Chat, chatting, function, streamed, with_form
+from scripted import HI, PING, WEATHER, Chat, chatting, function, streamed, with_form
 
 from glmjax.server.served import ServedModel
 
 TOOLS = [WEATHER, PING]
-
-
-@pytest.fixture(scope="module", params=FORMS)
-def chat(
-    request: pytest.FixtureRequest, served: ServedModel, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Chat]:
-    """A model of each form."""
-    folder = tmp_path_factory.mktemp("forms") / "model"
-    with chatting(with_form(served, request.param, folder), request.param) as made:
-        yield made
 
 
 def test_a_call(chat: Chat):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,9 +17,7 @@ from scripted import (
     WEATHER,
     Chat,
     Said,
-    chatting,
     function,
-    with_form,
 )
 
 from glmjax.errors import InvalidRequestError
@@ -45,16 +42,6 @@ WRITTEN = {
         r"<arg_value>(true|false)</arg_value></tool_call>)"
     ),
 }
-
-
-@pytest.fixture(scope="module", params=FORMS)
-def chat(
-    request: pytest.FixtureRequest, served: ServedModel, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Chat]:
-    """A model of each form."""
-    folder = tmp_path_factory.mktemp("forms") / "model"
-    with chatting(with_form(served, request.param, folder), request.param) as made:
-        yield made
 
 
 def allowed(mode: str, *names: str) -> dict[str, Any]:
