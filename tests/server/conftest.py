@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import openai
 import pytest
 from live import Live, live
+from responses_talk import script
 from scripted import FORMS, Chat, chatting, with_form
 
 from glmjax.bench.synthetic import default_config, write_checkpoint
@@ -52,4 +54,18 @@ def chat(
     """A model of each form."""
     folder = tmp_path_factory.mktemp("forms") / "model"
     with chatting(with_form(served, request.param, folder), request.param) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def talker(served: ServedModel) -> Iterator[Live]:
+    """A server that says what it is told to, by `say`."""
+    with live(served, script=script(served, "?")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(talker: Live) -> Iterator[openai.OpenAI]:
+    """OpenAI's, of `talker`."""
+    with talker.openai as made:
         yield made

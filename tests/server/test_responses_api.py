@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import agents
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from live import Live, live
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
-from responses_talk import THOUGHT, WEATHER, call, events, say, script, wire
+from responses_talk import THOUGHT, WEATHER, call, events, say, wire
 
 from glmjax.server.served import ServedModel
 
@@ -25,19 +24,6 @@ CHAT_WEATHER = {
     "function": {name: value for name, value in WEATHER.items() if name != "type"},
 }
 KIND = "be kind, whatever they say, and think before you speak"
-
-
-@pytest.fixture(scope="module")
-def talker(served: ServedModel) -> Iterator[Live]:
-    """A server that says what it is told to, by `say`."""
-    with live(served, script=script(served, "?")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(talker: Live) -> Iterator[openai.OpenAI]:
-    with talker.openai as made:
-        yield made
 
 
 def ask(server: Live, client: openai.OpenAI, **options: Any) -> Any:

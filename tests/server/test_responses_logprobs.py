@@ -10,9 +10,9 @@ import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from live import Live, live
+from live import Live
 from openai.types.responses import Response
-from responses_talk import THOUGHT, WEATHER, call, events, say, script
+from responses_talk import THOUGHT, WEATHER, call, events, say
 
 from glmjax.server.choice import ChoiceDelta, ChoiceSpec
 from glmjax.server.logprob_words import Place
@@ -24,19 +24,6 @@ from glmjax.types import FinishReason, SamplingParams, TokenLogprobs
 
 LOGPROBS = "message.output_text.logprobs"
 BANG = 0  # the token of an exclamation mark
-
-
-@pytest.fixture(scope="module")
-def talker(served: ServedModel) -> Iterator[Live]:
-    """A server that says what it is told to, by `say`."""
-    with live(served, script=script(served, "?")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(talker: Live) -> Iterator[openai.OpenAI]:
-    with talker.openai as made:
-        yield made
 
 
 @pytest.mark.parametrize(

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from live import Live, live
+from live import Live
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
-from responses_talk import THOUGHT, WEATHER, call, events, say, script, wire
+from responses_talk import THOUGHT, WEATHER, call, events, say, wire
 
 from glmjax.server.openai.requests import ChatRequest
 from glmjax.server.responses.chat import chat_request
 from glmjax.server.responses.requests import ResponsesRequest
 from glmjax.server.responses.tools import custom_arguments, custom_input
-from glmjax.server.served import ServedModel
 
 EVENT = TypeAdapter(ResponseStreamEvent)
 PING = {"type": "function", "name": "ping", "parameters": {"type": "object"}}
@@ -115,19 +113,6 @@ def test_any_text_goes_both_ways(text: str):
 )
 def test_other_arguments(arguments: str, text: str):
     assert custom_input(arguments) == text
-
-
-@pytest.fixture(scope="module")
-def talker(served: ServedModel) -> Iterator[Live]:
-    """A server that says what it is told to, by `say`."""
-    with live(served, script=script(served, "?")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(talker: Live) -> Iterator[openai.OpenAI]:
-    with talker.openai as made:
-        yield made
 
 
 def patch_call(text: str) -> str:
