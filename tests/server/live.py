@@ -13,6 +13,7 @@ import grpc
 import httpx
 import numpy as np
 import openai
+import pytest
 from smg_grpc_proto import sglang_scheduler_pb2_grpc as pb_grpc
 
 from glmjax.config import SchedulerConfig
@@ -146,6 +147,18 @@ def wait_until(holds: Callable[[], bool], timeout_s: float = 20) -> None:
     while not holds():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
+
+
+def logged(caplog: pytest.LogCaptureFixture, *parts: str) -> str:
+    """The only line of the log with all `parts`, for which it waits: ends of streams reach clients
+    before the log."""
+
+    def found() -> list[str]:
+        return [line for line in caplog.messages if all(part in line for part in parts)]
+
+    wait_until(lambda: bool(found()))
+    (line,) = found()
+    return line
 
 
 @contextlib.contextmanager

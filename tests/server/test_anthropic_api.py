@@ -12,7 +12,7 @@ import anthropic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from live import Live, live, wait_until
+from live import Live, live, logged
 from pydantic import BaseModel
 
 from glmjax.server.anthropic import words
@@ -416,8 +416,7 @@ def test_the_id_of_an_answer_is_in_the_log(
         raw = client.messages.with_raw_response.create(**DEFAULTS, stream=streams)
         found = raw.headers["request-id"]
         assert found in raw.text()
-        scripted.wait_idle()
-        wait_until(lambda found=found: any(found in line for line in caplog.messages))
+        logged(caplog, found)
 
 
 def test_many_at_once(scripted: Live):

@@ -29,7 +29,7 @@ from anthropic_bodies import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from live import Live, live, wait_until
+from live import Live, live, logged, wait_until
 from test_http_fuzz import JUNK
 
 from glmjax.server.anthropic.requests import MessagesRequest, PromptRequest
@@ -292,7 +292,7 @@ def test_a_step_that_fails(busy: Live, stream: bool, caplog: pytest.LogCaptureFi
         thread.join()
         assert found.value.type == "api_error"
         told: Any = found.value.body
-        assert any(f"{told['request_id']}: " in line and "fire" in line for line in caplog.messages)
+        assert "the device is on fire" in logged(caplog, f"{told['request_id']}: ")
         assert found.value.status_code == (200 if stream else 500)
         busy.runner.broken = False
         assert client.messages.create(**BASE).stop_reason == "max_tokens", "it serves others on"

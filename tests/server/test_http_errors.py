@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from live import Live, live, wait_until
+from live import Live, live, logged, wait_until
 
 from glmjax.server.http.errors import HEAD, TAIL, log_line
 from glmjax.server.served import ServedModel
@@ -423,8 +423,7 @@ def test_a_step_that_fails(broken: Live, path: str, body: dict, stream: bool, ca
             assert response.status_code == 500
         assert (error["type"], error["code"]) == ("server_error", "engine_error")
         assert "the device is on fire" in error["message"]
-        (line,) = [record.getMessage() for record in caplog.records if "tokens" in record.message]
-        assert f", failed ({error['message']!r}), " in line
+        assert f", failed ({error['message']!r}), " in logged(caplog, " tokens, ")
         assert "cancelled" not in caplog.text
         broken.runner.broken = False
         short = HELLO | {"max_tokens": 2}
