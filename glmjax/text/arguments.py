@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
-from glmjax.text.chat import MAX_NESTING
+from glmjax.text.nesting import MAX_NESTING, levels
 from glmjax.text.schema_kinds import kind_of, value_kinds
 
 STRING = frozenset({"string"})
@@ -105,15 +106,4 @@ def json_kind(text: str) -> str | None:
 
 def _is_shallow(value: Any) -> bool:
     """Whether a value in an object is nested no more than MAX_NESTING deep, with that object."""
-    level = [value]
-    for _ in range(MAX_NESTING - 1):
-        level = [child for parent in level for child in _children(parent)]
-        if not level:
-            return True
-    return False
-
-
-def _children(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
+    return sum(1 for _ in itertools.islice(levels(value), MAX_NESTING)) < MAX_NESTING

@@ -10,7 +10,7 @@ import math
 import re
 import reprlib
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -24,6 +24,7 @@ from jinja2.utils import Namespace
 
 from glmjax.config import read_json
 from glmjax.errors import CheckpointError, InvalidRequestError
+from glmjax.text.nesting import MAX_NESTING, levels
 from glmjax.text.tool_results import in_call_order
 
 # OpenAI renamed system to developer; templates know the old name only.
@@ -32,7 +33,6 @@ ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {"dev
 PART_TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 # Names of a thought, as engines call it; templates read the first.
 REASONING = ("reasoning_content", "thinking", "reasoning")
-MAX_NESTING = 100  # of arguments; far below what Python's JSON can write
 MAX_ERROR_CHARS = 500  # of a template's own words, which may quote whole messages
 FUNCTION = {"name": "probe_function", "arguments": {"probe_key": "probe value"}}
 PROBE: list[dict[str, Any]] = [
@@ -403,30 +403,20 @@ def _parsed(text: str, where: str) -> Any:
 
 def _check_json(value: Any, where: str) -> None:
     """Refuse numbers that JSON does not have, and nesting that could not be written again."""
-    level = [value]
-    for _ in range(MAX_NESTING):
+    for depth, level in enumerate(levels(value)):
+        if depth == MAX_NESTING:
+            raise _too_deep(where)
         if any(isinstance(v, float) and not math.isfinite(v) for v in level):
             raise InvalidRequestError(
                 f"{where} holds NaN, Infinity or a number too large; JSON has no such numbers",
                 "messages",
             )
-        level = [child for v in level for child in _children(v)]
-        if not level:
-            return
-    raise _too_deep(where)
 
 
 def _too_deep(where: str) -> InvalidRequestError:
     return InvalidRequestError(
         f"{where} is nested more than {MAX_NESTING} deep, which is not served", "messages"
     )
-
-
-def _children(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        yield from value.values()
-    elif isinstance(value, list | tuple):
-        yield from value
 
 
 # Continuing the last message.

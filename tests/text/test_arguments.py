@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from glmjax.bench.synthetic import CHAT_TEMPLATE
 from glmjax.text.arguments import Arguments
-from glmjax.text.chat import MAX_NESTING, ChatTemplate
+from glmjax.text.chat import ChatTemplate
+from glmjax.text.nesting import MAX_NESTING
 from glmjax.text.schema_kinds import kind_of
 
 KINDS = ["string", "number", "boolean", "null", "object", "array"]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from glmjax.bench.synthetic import CHAT_TEMPLATE
 from glmjax.errors import CheckpointError, ConfigError, InvalidRequestError
-from glmjax.text.chat import MAX_NESTING, ChatTemplate
+from glmjax.text.chat import ChatTemplate
+from glmjax.text.nesting import MAX_NESTING
 
 GLM = ChatTemplate(CHAT_TEMPLATE.read_text("utf-8"))
 GLM47 = ChatTemplate(CHAT_TEMPLATE.with_name("chat_template_47.jinja").read_text("utf-8"))
