@@ -18,6 +18,7 @@ from glmjax.bench import (
     host,
     prefix,
     scheduling,
+    tokens,
 )
 from glmjax.bench.engines import Engines, describe, of_model
 from glmjax.bench.report import load_average, machine
@@ -46,6 +47,7 @@ MEASURES = {
     name: Measure(about, room.measure, room.Sizes(), room.QUICK)
     for name, room, about in (
         ("host", host, "host work of a step, with no device"),
+        ("tokens", tokens, "time to the tokens of a long chat that grows by a turn"),
         ("prefix", prefix, "time that the prefix cache saves on requests that begin alike"),
         ("chat", chat, "cached share of the prompts of a chat with tools"),
         ("drafting", drafting, "tokens a second with drafts, and how many are accepted"),

@@ -9,6 +9,7 @@ import numpy as np
 
 from glmjax.errors import CheckpointError
 from glmjax.server.served import ServedModel
+from glmjax.text.chat import ChatTemplate
 from glmjax.train.data.encode import render_prompt
 from glmjax.train.data.mixture import draw
 from glmjax.types import Request, SamplingParams
@@ -24,14 +25,23 @@ def held_out(served: ServedModel, count: int, seed: int = 0) -> list[tuple[int, 
     Raises:
         CheckpointError: the model has no chat template.
     """
+    template, rng = template_of(served), random.Random(seed)
+    texts = [render_prompt(draw(rng, "held_out"), template) for _ in range(count)]
+    return [tuple(ids) for ids in served.tokenizer.encode_batch(texts)]
+
+
+def template_of(served: ServedModel) -> ChatTemplate:
+    """A model's chat template.
+
+    Raises:
+        CheckpointError: it has none.
+    """
     if served.template is None:
         raise CheckpointError(
             f"{served.name} has no chat template to ask it with; name measures that need none: "
             "host, prefix, scheduling"
         )
-    rng = random.Random(seed)
-    texts = [render_prompt(draw(rng, "held_out"), served.template) for _ in range(count)]
-    return [tuple(ids) for ids in served.tokenizer.encode_batch(texts)]
+    return served.template
 
 
 def random_tokens(rng: np.random.Generator, length: int) -> tuple[int, ...]:

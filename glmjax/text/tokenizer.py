@@ -9,6 +9,7 @@ import tokenizers
 from tokenizers import decoders
 
 from glmjax.errors import CheckpointError, InvalidRequestError
+from glmjax.text.pieces import PieceEncoder
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -39,6 +40,7 @@ class Tokenizer:
             raise CheckpointError(f"tokenizer.json has a {kind} decoder, expected ByteLevel")
         added = backend.get_added_tokens_decoder()
         self._backend = backend
+        self._pieces = PieceEncoder(backend)
         self._alphabet = _byte_alphabet()
         self._added = {i: token.content.encode() for i, token in added.items()}
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
@@ -73,12 +75,11 @@ class Tokenizer:
             InvalidRequestError: a text holds half a surrogate pair.
         """
         try:
-            encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+            return self._pieces.encode_batch(texts)
         except (UnicodeEncodeError, TypeError):
             raise InvalidRequestError(
                 "the text is not valid Unicode: it holds half a surrogate pair"
             ) from None
-        return [encoding.ids for encoding in encodings]
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids; bytes that are no UTF-8 become U+FFFD."""
