@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -144,13 +146,23 @@ def is_listed(entries: Iterable[str], tensor: str) -> bool:
 
     Both forms of quantization_config are read this way.
     """
+    patterns, names = _by_form(tuple(entries))
     module = tensor.removesuffix(".weight")
-    return any(
-        re.match(entry[3:], module) is not None
-        if entry.startswith("re:")
-        else f".{entry}." in f".{module}."
-        for entry in entries
-    )
+    return not names.isdisjoint(_spans(module)) or any(p.match(module) for p in patterns)
+
+
+@functools.cache
+def _by_form(entries: tuple[str, ...]) -> tuple[list[re.Pattern[str]], frozenset[str]]:
+    """The patterns among entries, and the names."""
+    patterns = [re.compile(entry[3:]) for entry in entries if entry.startswith("re:")]
+    return patterns, frozenset(entry for entry in entries if not entry.startswith("re:"))
+
+
+def _spans(module: str) -> Iterator[str]:
+    """Names made of a module's parts that stand side by side."""
+    parts = module.split(".")
+    for first, last in itertools.combinations(range(len(parts) + 1), 2):
+        yield ".".join(parts[first:last])
 
 
 def _fusion_faults(matches: list[Match]) -> Iterator[Fault]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from convert.chunking import MAX_CHUNK_BYTES
 from convert.hf_reader import Source, Tensor
-from convert.plan import make_plan
+from convert.plan import Plan, make_plan
 from glmjax.bench.synthetic import mtp_tensors, tensors
 from glmjax.releases import KNOWN_MODELS
 
@@ -38,9 +39,14 @@ def headers(name: str) -> Source:
     return Source(Path(name), config, held, (), ())
 
 
+@functools.cache
+def plan_of(name: str) -> Plan:
+    return make_plan(headers(name))
+
+
 @pytest.fixture(scope="module", params=[f"{n}{s}" for n in BILLIONS for s in ("", "-FP8")])
 def release(request):
-    return request.param, make_plan(headers(request.param))
+    return request.param, plan_of(request.param)
 
 
 def test_every_parameter_has_a_place(release):
@@ -78,4 +84,4 @@ def test_fp8_releases_stay_fp8(release):
 def test_quantising_a_release_gives_its_fp8_release():
     name = "zai-org/GLM-4.5-Air"
     ours = make_plan(headers(name), quantize="fp8").manifest
-    assert ours == make_plan(headers(f"{name}-FP8")).manifest
+    assert ours == plan_of(f"{name}-FP8").manifest

@@ -131,6 +131,7 @@ def expected(start_server, converted) -> list[dict]:
         return answers(server)
 
 
+@pytest.mark.slow
 def test_a_tensor_group_over_two_hosts_and_a_follower_that_is_told_to_stop(
     start_hosts, converted, expected
 ):
@@ -144,6 +145,7 @@ def test_a_tensor_group_over_two_hosts_and_a_follower_that_is_told_to_stop(
         assert "host 1 was told to stop" in servers[0].log.read_text()
 
 
+@pytest.mark.slow
 def test_all_hosts_that_are_told_to_stop_at_once(start_hosts, converted):
     """As an orchestrator does it: a request that runs is finished all the same."""
     with start_hosts(2, "--model", converted, "--mesh", "2", *PLAIN, *ONE) as servers:
@@ -179,6 +181,7 @@ def test_data_groups_on_two_hosts_and_a_follower_that_dies(start_hosts, converte
         check_one_line(servers[0], 1)
 
 
+@pytest.mark.slow
 def test_a_leader_that_dies(start_hosts, converted):
     with start_hosts(2, "--model", converted, "--mesh", "2", *PLAIN, *ONE) as servers:
         with asking(servers[0]):

@@ -102,6 +102,7 @@ def test_experts_share_the_load(folder):
         assert row.max() <= 4, layer
 
 
+@pytest.mark.slow
 def test_eight_devices_answer_as_one_does(folder):
     rng, template = random.Random(5), ChatTemplate(CHAT_TEMPLATE.read_text("utf-8"))
     prompts = [render_prompt(draw(rng, "held_out"), template) for _ in range(8)]

@@ -19,6 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway import gateway
 from processes import ROOT, Server, wait_until_ready
 
+pytestmark = pytest.mark.slow
+
 MODEL = "glm-nano"
 # As docs/deploy.md says, which tells why.
 OPTIONS = ("--disable-worker-overload-protection", "--load-monitor-interval", "2")
@@ -181,7 +183,6 @@ def test_a_replica_killed_while_it_answers_loses_no_answer(fleet, right):
     assert asyncio.run(ask_all(fleet.url)) == right  # and with one left
 
 
-@pytest.mark.slow
 def test_a_replica_that_comes_back_under_load_is_used_again(fleet, right):
     fleet.replicas[1].process.kill()
     fleet.replicas[1].process.wait()
@@ -203,7 +204,6 @@ def test_a_replica_that_comes_back_under_load_is_used_again(fleet, right):
     assert answers == [right] * len(answers)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("way", [whole, streamed])
 def test_a_replica_told_to_stop_finishes_what_it_answers(fleet, right, way):
     answers, stopped = end_one(fleet, signal.SIGTERM, way)
@@ -211,7 +211,6 @@ def test_a_replica_told_to_stop_finishes_what_it_answers(fleet, right, way):
     assert answers == right
 
 
-@pytest.mark.slow
 def test_a_stream_of_a_killed_replica_ends_with_an_error_and_no_wrong_word(fleet, right):
     answers, _ = end_one(fleet, signal.SIGKILL, streamed)
     cut = [(text, i) for i, (text, end) in enumerate(answers) if end != "stop"]

@@ -85,10 +85,12 @@ def test_neither_preemption_nor_drafts_nor_longer_chunks_change_a_bit(make, alon
     assert sum(counters.drafted) > 0
 
 
+@pytest.mark.slow
 def test_data_groups_change_no_bit(make, alone):
     assert run(Engine(make(mesh="2x1")), range(COUNT)) == alone
 
 
+@pytest.mark.slow
 def test_without_it_bits_change(make_runner):
     runner = make_runner(dtype="bfloat16")
     assert run(Engine(runner), range(COUNT)) != run_alone(runner)

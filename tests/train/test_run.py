@@ -47,7 +47,7 @@ def train(run_command):
 
 @pytest.fixture(scope="module")
 def resumed(environment, train, tmp_path_factory) -> Path:
-    """The folder of a run that was killed behind its first checkpoint, and then resumed.
+    """The folder of the same run, killed behind its first checkpoint, and then resumed.
 
     It is killed while it makes ready for its second stage, which takes longer than steps do.
     """
@@ -83,8 +83,8 @@ def steps(folder: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def whole(resumed, train, tmp_path_factory) -> Path:
-    """The folder of the same run, not interrupted."""
+def whole(train, tmp_path_factory) -> Path:
+    """The folder of a run that was not interrupted."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     done = train(TINY, "--out", folder)
     assert done.returncode == 0, done.stderr
@@ -93,6 +93,7 @@ def whole(resumed, train, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_bytes(resumed, whole):
     names = sorted(file.name for file in (whole / "tiny").iterdir())
     assert {"config.json", "model.safetensors", "mtp.safetensors", "tokenizer.json"} <= {*names}
@@ -101,6 +102,7 @@ def test_a_killed_run_ends_in_the_same_bytes(resumed, whole):
         assert (resumed / "tiny" / name).read_bytes() == (whole / "tiny" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_float32_state(resumed, whole):
     states = [last_checkpoint(folder) for folder in (resumed, whole)]
     assert states[0]["step"] == STEPS
@@ -115,6 +117,7 @@ def last_checkpoint(folder: Path) -> dict:
         return checkpoints.restore(checkpoints.latest_step(), args=ocp.args.StandardRestore())
 
 
+@pytest.mark.slow
 def test_a_killed_run_has_the_same_metrics(resumed, whole):
     assert metrics(resumed) == metrics(whole)
 
