@@ -107,8 +107,10 @@ def _model_options(p: argparse.ArgumentParser) -> None:
     )
     add(
         "--served-model-name",
+        nargs="+",
         metavar="NAME",
-        help="what clients call the model; default: the folder's name",
+        help="what clients may call the model, the first being what it is told as; default: the "
+        "folder's name",
     )
     add(
         "--mesh",
@@ -338,14 +340,16 @@ def run(args: argparse.Namespace) -> None:
     prepare(mesh.devices_per_host, args.compile_cache, args.memory_fraction)
     folder = args.model or converted(mesh.size, apart=args.hosts > 1)
     check_drafting(args, folder)
-    names = args.served_model_name, args.kernels
+    name, *aliases = args.served_model_name or [None]
     with joined(place, agreement(shared(args), folder)) as role:
         connect(place, mesh)
         sizes = SIZES[platform()]
         configs = cache_config(args, sizes), scheduler_config(args, sizes)
-        engine, served = build(folder, mesh, args.dtype, *configs, *names, role.over)
+        options = args.dtype, *configs, name, args.kernels
+        engine, served = build(folder, mesh, *options, role.over)
         served = dataclasses.replace(
             served,
+            aliases=tuple(aliases),
             reasoning_parser=args.reasoning_parser,
             tool_call_parser=args.tool_call_parser,
         )

@@ -35,6 +35,7 @@ class ServedModel:
     Attributes:
         folder: where its files are.
         name: what clients call it.
+        aliases: what they may call it besides.
         config: sizes.
         tokenizer: text to ids and back.
         template: chat messages to text; None: the model has none.
@@ -56,6 +57,7 @@ class ServedModel:
     pad_token_id: int = 0
     reasoning_parser: Parser = "glm"
     tool_call_parser: Parser = "glm"
+    aliases: tuple[str, ...] = ()
 
     @classmethod
     def load(
@@ -93,6 +95,11 @@ class ServedModel:
             default_sampling=_default_sampling(generation, file),
             pad_token_id=generation.get("pad_token_id") or 0,
         )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that clients may call it."""
+        return self.name, *self.aliases
 
     def sampling(self, **given: Any) -> SamplingParams:
         """Sampling parameters: what is given, else the model's defaults; None is not given.

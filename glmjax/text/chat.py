@@ -31,6 +31,16 @@ from glmjax.text.tool_results import in_call_order
 ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {"developer": "system"}
 # Types of content parts, in all of OpenAI's APIs, and where each has its text.
 PART_TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+# Types of parts that no GLM of this family reads, in all of those APIs, and what they are.
+UNREAD = {
+    "image": "image",
+    "image_url": "image",
+    "input_image": "image",
+    "input_audio": "audio",
+    "document": "document",
+    "file": "file",
+    "input_file": "file",
+}
 # Names of a thought, as engines call it; templates read the first.
 REASONING = ("reasoning_content", "thinking", "reasoning")
 MAX_ERROR_CHARS = 500  # of a template's own words, which may quote whole messages
@@ -313,7 +323,7 @@ def _message(message: Any, where: str) -> dict[str, Any]:
         raise InvalidRequestError(
             f'{where} has no content; it must have one, if only "" or null', "messages"
         )
-    content = _text(message.get("content"), f"{where}.content")
+    content = _text(message.get("content"), f"{where}.content", of_tool=role == "tool")
     normal = {**message, "role": ROLES[role], "content": content}
     normal = {key: value for key, value in normal.items() if value is not None}
     if "tool_calls" in normal:
@@ -332,21 +342,26 @@ def _with_reasoning(message: dict[str, Any], where: str) -> dict[str, Any]:
     return {"thinking": thought} | message | {"reasoning_content": thought}
 
 
-def _text(content: Any, where: str) -> str:
-    """Content as a string: null is empty, parts of text are joined."""
+def _text(content: Any, where: str, of_tool: bool = False) -> str:
+    """Content as a string: null is empty, parts of text are joined.
+
+    What a tool answered that the model cannot read is told of: the model can go on.
+    """
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list | tuple):
         raise _refusal(where, content, "a string or a list of text parts")
-    return "".join(_part(part, f"{where}[{i}]") for i, part in enumerate(content))
+    return "".join(_part(part, f"{where}[{i}]", of_tool) for i, part in enumerate(content))
 
 
-def _part(part: Any, where: str) -> str:
+def _part(part: Any, where: str, of_tool: bool) -> str:
     if isinstance(part, str):
         return part
     if not isinstance(part, Mapping):
         raise _refusal(where, part, "a text part")
     kind = part.get("type")
+    if of_tool and isinstance(kind, str) and kind in UNREAD:
+        return not_shown(kind)
     if not isinstance(kind, str) or kind not in PART_TEXTS:
         raise InvalidRequestError(
             f"{where} is of type {reprlib.repr(kind)}; images, audio and files are not served, "
@@ -357,6 +372,11 @@ def _part(part: Any, where: str) -> str:
     if not isinstance(text, str):
         raise _refusal(f"{where}.{PART_TEXTS[kind]}", text, "a string")
     return text
+
+
+def not_shown(kind: str) -> str:
+    """What stands for a part that the model cannot read, by its type, one of `UNREAD`."""
+    return f"[{UNREAD[kind]} not shown: this model reads text only]"
 
 
 def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:

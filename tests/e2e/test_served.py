@@ -31,7 +31,8 @@ def greedy() -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def server(start_server, converted):
-    with start_server("--model", converted, "--mesh", "8", *SHAPES) as server:
+    names = ("--served-model-name", "tiny", "other")
+    with start_server("--model", converted, "--mesh", "8", *SHAPES, *names) as server:
         yield server
 
 
@@ -73,7 +74,7 @@ def test_a_chat_streams_what_it_returns_in_one_piece(server):
     parts = list(client.chat.completions.create(**ask, stream=True))
     streamed = "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
     assert streamed == whole.choices[0].message.content
-    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert [model.id for model in client.models.list()] == ["tiny", "other"]
     client.close()
 
 

@@ -251,6 +251,19 @@ def test_malformed_messages(message: Any, words: str):
     str(caught.value).encode()
 
 
+@pytest.mark.parametrize("kind", ["image_url", "input_image", "input_audio", "file", "document"])
+def test_a_tool_may_answer_what_the_model_cannot_read(kind: str):
+    """Agents send what they saw, and cannot take it back: the conversation goes on."""
+    parts = [{"type": "text", "text": "Seen."}, {"type": kind, kind: {"url": "data:,secret"}}]
+    asked = [HI, calls(call()), {"role": "tool", "tool_call_id": "0", "content": parts}]
+    for template in (GLM, GLM47):
+        text = template.render(asked)
+        said = re.search(r"Seen\.\[(image|audio|file|document) not shown: [^\]]+\]", text)
+        assert said is not None
+        assert said[1] in kind
+        assert "secret" not in text
+
+
 @pytest.mark.parametrize("messages", ["hi", None, 3, {"role": "user"}])
 def test_no_list_of_messages(messages: Any):
     with pytest.raises(InvalidRequestError, match="expected a list"):

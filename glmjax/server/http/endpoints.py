@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from glmjax.server.anthropic import answers as anthropic
+from glmjax.server.http.welcome import Welcome
 from glmjax.server.openai import answers as openai
 from glmjax.server.responses import answers as responses
 from glmjax.server.sglang import answers as sglang
@@ -211,4 +212,5 @@ ENDPOINTS: dict[str, Endpoint] = {
         examples={"in place": {"mode": "in_place"}},
     ),
     "/continue_generation": Endpoint("Operation", "engine", sglang.Done),
+    "/": Endpoint("Operation", "plain", Welcome),
 }

@@ -15,7 +15,7 @@ from glmjax.errors import ConfigError
 from glmjax.server import metrics
 from glmjax.server.anthropic import api as anthropic_api
 from glmjax.server.frontend import Frontend
-from glmjax.server.http import unserved_paths
+from glmjax.server.http import unserved_paths, welcome
 from glmjax.server.http.description import describe
 from glmjax.server.http.errors import add_error_handlers
 from glmjax.server.info import VERSION
@@ -34,6 +34,7 @@ APIS = (
     reading_api,
     admin_api,
     metrics,
+    welcome,
 )
 
 

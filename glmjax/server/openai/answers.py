@@ -190,11 +190,14 @@ class Completion(Answer):
 
 
 class Model(Answer):
-    """A model that is served."""
+    """A model that is served, in the words of OpenAI, of Anthropic and of vLLM."""
 
     id: str
     object: Literal["model"]
+    type: Literal["model"]
+    display_name: str
     created: int
+    created_at: str
     owned_by: str
     root: str
     max_model_len: int
@@ -205,6 +208,9 @@ class ModelList(Answer):
 
     object: Literal["list"]
     data: list[Model]
+    first_id: str
+    last_id: str
+    has_more: Literal[False]
 
 
 # Responses

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -58,23 +59,31 @@ async def completions(body: CompletionRequest, request: Request, frontend: Front
 
 @router.get("/models")
 async def models(frontend: FrontendOf) -> Response:
-    """The one model."""
-    return JSONResponse({"object": "list", "data": [_model(frontend)]})
+    """The one model, under each of its names."""
+    names = frontend.served.names
+    data = [_model(frontend, name) for name in names]
+    page = {"first_id": names[0], "last_id": names[-1], "has_more": False}
+    return JSONResponse({"object": "list", "data": data} | page)
 
 
 @router.get("/models/{name:path}")
 async def model(name: str, frontend: FrontendOf) -> Response:
-    """The one model, by its name."""
-    if name != frontend.served.name:
+    """The one model, by one of its names."""
+    if name not in frontend.served.names:
         raise ModelNotFoundError(f"the model {name!r} is not served here", "model")
-    return JSONResponse(_model(frontend))
+    return JSONResponse(_model(frontend, name))
 
 
-def _model(frontend: Frontend) -> dict[str, Any]:
+def _model(frontend: Frontend, name: str) -> dict[str, Any]:
+    """In the words of OpenAI, of Anthropic and of vLLM."""
+    started = datetime.fromtimestamp(frontend.started, UTC)
     return {
-        "id": frontend.served.name,
+        "id": name,
         "object": "model",
+        "type": "model",
+        "display_name": name,
         "created": int(frontend.started),
+        "created_at": started.isoformat(timespec="seconds"),
         "owned_by": "glmjax",
         "root": str(frontend.served.folder),
         "max_model_len": frontend.served.max_seq_len,

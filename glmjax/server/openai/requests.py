@@ -72,7 +72,7 @@ class SamplingRequest(SamplingFields):
 
     def check_model(self, served: ServedModel) -> None:
         """Raise ModelNotFoundError when another model is asked for."""
-        if self.model not in (None, served.name):
+        if self.model not in (None, *served.names):
             raise ModelNotFoundError(
                 f"the model {self.model!r} is not served here; {served.name!r} is", "model"
             )
