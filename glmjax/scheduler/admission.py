@@ -96,18 +96,20 @@ def new_token_bound(request: Request, limits: Limits) -> int:
     """
     prompt, asked = len(request.prompt_ids), request.sampling.max_new_tokens
     capacity = capacity_tokens(limits)
+    # Agents know this by its words, whatever the code beside them, and shorten the conversation.
+    most = f"this model's maximum context length is {capacity} tokens"
     if prompt == 0:
         raise InvalidRequestError("the prompt is empty, but must have a token", "prompt")
     if prompt >= capacity:
         raise ContextLengthError(
-            f"the prompt has {prompt} tokens, but at most {capacity - 1} leave room for an "
-            f"answer in a context of {capacity}",
+            f"{most}, but the prompt is too long: it has {prompt} tokens, and at most "
+            f"{capacity - 1} leave room for an answer",
             "prompt",
         )
     if asked is not None and prompt + asked > capacity:
         raise ContextLengthError(
-            f"{prompt} prompt tokens and max_new_tokens {asked} make {prompt + asked}, but the "
-            f"context holds {capacity}; ask for at most {capacity - prompt}",
+            f"{most}, but {prompt} prompt tokens and max_new_tokens {asked} make "
+            f"{prompt + asked}; ask for at most {capacity - prompt}, or shorten the prompt",
             "max_tokens",
         )
     return capacity - prompt if asked is None else asked

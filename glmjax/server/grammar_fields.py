@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 from glmjax.errors import InvalidRequestError
 from glmjax.text.grammar import GrammarSpec
 from glmjax.text.value_grammar import self_contained
 
-KINDS: dict[str, Literal["json_schema", "regex", "lark", "choice"]] = {
+Kind = Literal["json_schema", "regex", "lark", "choice"]
+KINDS: dict[str, Kind] = {
     "json_schema": "json_schema",
     "regex": "regex",
     "ebnf": "lark",
@@ -20,7 +21,38 @@ KINDS: dict[str, Literal["json_schema", "regex", "lark", "choice"]] = {
     "guided_grammar": "lark",
     "guided_choice": "choice",
 }
+STRUCTURED_FIELD = "structured_outputs"
+STRUCTURED: dict[str, Kind] = {
+    "json_schema": "json_schema",
+    "regex": "regex",
+    "choice": "choice",
+    "grammar": "lark",
+}
 FORMATS = ("text", "json_object", "json_schema")
+
+
+class StructuredOutputs(BaseModel):
+    """vLLM's later form of its guided_* fields: one of these."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    json_schema: dict[str, Any] | str | None = Field(None, alias="json")
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    disable_fallback: bool | None = None  # there is none
+    disable_any_whitespace: Literal[False] | None = None
+    disable_additional_properties: Literal[False] | None = None
+
+    def grammars(self) -> list[GrammarSpec]:
+        """Every grammar that is asked for."""
+        given = {name: getattr(self, name) for name in STRUCTURED}
+        found = [
+            _spec(STRUCTURED[n], v, STRUCTURED_FIELD) for n, v in given.items() if v is not None
+        ]
+        free = [GrammarSpec("json_object", None, STRUCTURED_FIELD)] if self.json_object else []
+        return found + free
 
 
 class GrammarFields(BaseModel):
@@ -34,11 +66,13 @@ class GrammarFields(BaseModel):
     guided_regex: str | None = None
     guided_grammar: str | None = None
     guided_choice: list[str] | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     def grammars(self) -> list[GrammarSpec]:
         """Every grammar that is asked for."""
         given = {name: getattr(self, name) for name in KINDS}
-        return [grammar(name, value) for name, value in given.items() if value is not None]
+        found = [grammar(name, value) for name, value in given.items() if value is not None]
+        return found + (self.structured_outputs.grammars() if self.structured_outputs else [])
 
     def grammar(self) -> GrammarSpec | None:
         """The one grammar. Raises InvalidRequestError where there are several."""
@@ -54,7 +88,11 @@ class GrammarFields(BaseModel):
 
 def grammar(field: str, value: Any) -> GrammarSpec:
     """What a field of `KINDS` asks for."""
-    return GrammarSpec(KINDS[field], tuple(value) if isinstance(value, list) else value, field)
+    return _spec(KINDS[field], value, field)
+
+
+def _spec(kind: Kind, value: Any, field: str) -> GrammarSpec:
+    return GrammarSpec(kind, tuple(value) if isinstance(value, list) else value, field)
 
 
 def response_format(asked: dict[str, Any] | None) -> list[GrammarSpec]:

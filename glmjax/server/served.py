@@ -24,7 +24,8 @@ Parser = Literal["glm", "glm45", "glm47", "none"]
 # glm: as the chat template has it. Thoughts are read alike in all forms; none: they are text.
 PARSERS: tuple[Parser, ...] = ("glm", "glm45", "glm47", "none")
 TAIL = 4096  # tokens of a prompt in which a thought that is spelled out is looked for
-EBNF_FIELDS = ("ebnf", "ebnf_grammar", "guided_grammar")  # other servers take GBNF in these
+# Other servers take GBNF in these.
+EBNF_FIELDS = ("ebnf", "ebnf_grammar", "guided_grammar", "structured_outputs")
 DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -98,8 +99,12 @@ class ServedModel:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All that clients may call it."""
+        """All that it is told as."""
         return self.name, *self.aliases
+
+    def is_called(self, name: str) -> bool:
+        """Whether clients may call it so: by its names, its folder, or "default" as with SGLang."""
+        return name in (*self.names, str(self.folder), "default")
 
     def sampling(self, **given: Any) -> SamplingParams:
         """Sampling parameters: what is given, else the model's defaults; None is not given.

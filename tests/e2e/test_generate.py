@@ -100,7 +100,7 @@ def test_a_seed_repeats_a_sample_and_none_does_not(llm):
         ("a", {"top_k": 2**31}, "top_k is 2147483648"),
         ("a", {"stop_token_ids": ["x"]}, "stop_token_ids is"),
         (["a", 5], {}, "prompts must be"),
-        ([1] * 300, {}, "the prompt has 300 tokens"),
+        ([1] * 300, {}, "the prompt is too long: it has 300 tokens"),
     ],
 )
 def test_what_cannot_be_served_is_refused_before_anything_runs(llm, prompts, options, message):

@@ -103,6 +103,7 @@ def test_a_thought_has_a_length(chat: Chat, budget: int):
     for options in (
         {"max_thinking_tokens": budget},
         {"thinking": {"type": "enabled", "budget_tokens": budget}},
+        {"reasoning": {"max_tokens": budget}},
     ):
         said = chat.both(max_tokens=40, **options)
         usage = chat.ask(max_tokens=40, **options).usage

@@ -52,6 +52,10 @@ GRAMMARS: list[tuple[dict[str, Any], Any]] = [
     ({"guided_json": SCHEMA}, is_of_schema),
     ({"guided_regex": "[0-9]"}, str.isdigit),
     ({"guided_grammar": LARK}, lambda text: re.fullmatch("a[0-9]{2}", text)),
+    ({"structured_outputs": {"regex": "[0-9]", "choice": None}}, str.isdigit),
+    ({"structured_outputs": {"choice": ["yes", "no"]}}, {"yes", "no"}.__contains__),
+    ({"structured_outputs": {"json": SCHEMA}}, is_of_schema),
+    ({"structured_outputs": {"grammar": LARK}}, lambda text: re.fullmatch("a[0-9]{2}", text)),
 ]
 FORMATS: list[tuple[dict[str, Any], Any]] = [
     (

@@ -44,6 +44,8 @@ def post(server: Live, path: str, body: Any) -> tuple[int, dict[str, Any]]:
         (CHAT, {"messages": [{"role": "user", "contents": "hi"}]}, "messages", "has no content"),
         (CHAT, HI | {"prompt": "hi"}, "prompt", "unknown field"),
         (CHAT, HI | {"thinking": {"budget_tokens": -1}}, "thinking.budget_tokens", "is -1"),
+        (CHAT, HI | {"reasoning": {"max_tokens": -1}}, "reasoning.max_tokens", "is -1"),
+        (CHAT, HI | {"reasoning": {"exclude": True}}, "reasoning.exclude", "should be"),
         (
             CHAT,
             HI | {"chat_template_kwargs": {"enable_thinking": "no"}},
@@ -115,8 +117,7 @@ def post(server: Live, path: str, body: Any) -> tuple[int, dict[str, Any]]:
         (COMPLETIONS, {"prompt": ["a", [1]]}, "prompt", "string or should be a valid list"),
         (COMPLETIONS, {"prompt": 5}, "prompt", "prompt: should be a valid string or"),
         (COMPLETIONS, HELLO | {"logprobs": 21}, "logprobs", "logprobs is 21"),
-        (COMPLETIONS, HELLO | {"max_tokens": 0}, "max_tokens", "1 or more"),
-        (COMPLETIONS, HELLO | {"max_tokens": 0, "logprobs": 1}, "max_tokens", "1 or more"),
+        (COMPLETIONS, HELLO | {"max_tokens": -1}, "max_tokens", "1 or more"),
         ("/generate", {}, "text", "either text or input_ids"),
         ("/generate", {"text": "a", "input_ids": [1]}, "text", "either"),
         ("/generate", {"input_ids": []}, "text", "empty"),
@@ -184,10 +185,10 @@ def test_bad_requests(server: Live, path: str, body: dict, param: str | None, wo
     [
         (CHAT, HI | {"max_tokens": 100_000}, "max_tokens", "max_tokens 100000"),
         (CHAT, HI | {"max_completion_tokens": 99_999}, "max_completion_tokens", "at most"),
-        (CHAT, {"messages": LONG_WORDS}, "messages", "at most 4095"),
+        (CHAT, {"messages": LONG_WORDS}, "messages", "the prompt is too long"),
         (COMPLETIONS, LONG, "prompt", "5000 tokens"),
-        ("/generate", {"input_ids": [1] * 5000}, "input_ids", "the prompt has 5000 tokens"),
-        ("/generate", {"text": "x " * 5000}, "text", "the prompt has 10000 tokens"),
+        ("/generate", {"input_ids": [1] * 5000}, "input_ids", "too long: it has 5000 tokens"),
+        ("/generate", {"text": "x " * 5000}, "text", "too long: it has 10000 tokens"),
         (
             "/generate",
             {"text": "a", "sampling_params": {"max_new_tokens": 5000}},
@@ -201,6 +202,7 @@ def test_beyond_the_context(server: Live, path: str, body: dict, param: str, wor
     assert (status, error["code"]) == (400, "context_length_exceeded")
     assert error["param"] == param
     assert words in error["message"]
+    assert error["message"].startswith("this model's maximum context length is 4096 tokens")
 
 
 UNSERVED: list[tuple[str, dict, str, Any]] = [

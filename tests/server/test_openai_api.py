@@ -220,6 +220,8 @@ def test_every_field_of_the_client_is_known():
         ({"enable_thinking": False}, {"enable_thinking": False}),
         ({"reasoning_effort": "none"}, {"enable_thinking": False}),
         ({"reasoning_effort": "none", "enable_thinking": True}, {}),
+        ({"reasoning": {"effort": "none"}}, {"enable_thinking": False}),
+        ({"reasoning": {"enabled": False}}, {"enable_thinking": False}),
         ({"add_generation_prompt": False}, {"add_generation_prompt": False}),
     ],
 )

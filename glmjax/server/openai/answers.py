@@ -100,6 +100,7 @@ class ChatChoice(Answer):
     logprobs: ChatLogprobs | None
     finish_reason: ChatEnd | None
     matched_stop: str | int | None = None
+    token_ids: list[int] | None = None
 
 
 class ChatCompletion(Answer):
@@ -111,6 +112,7 @@ class ChatCompletion(Answer):
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
     usage: Usage
+    prompt_token_ids: list[int] | None = None
 
 
 class FunctionDelta(Answer):
@@ -146,6 +148,7 @@ class ChatChunkChoice(Answer):
     logprobs: ChatLogprobs | None
     finish_reason: ChatEnd | None
     matched_stop: str | int | None = None
+    token_ids: list[int] | None = None
 
 
 class ChatCompletionChunk(Answer):
@@ -157,6 +160,7 @@ class ChatCompletionChunk(Answer):
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 class CompletionLogprobs(Answer):
@@ -176,6 +180,8 @@ class CompletionChoice(Answer):
     logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length", "abort"] | None
     matched_stop: str | int | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 class Completion(Answer):
@@ -219,7 +225,7 @@ class ModelList(Answer):
 class SaidPart(Answer):
     """A piece of an item: of the text, or of a thought."""
 
-    type: Literal["output_text", "reasoning_text"]
+    type: Literal["output_text", "reasoning_text", "summary_text"]
     text: str
     annotations: list[Any] | None = None
     logprobs: list[PlaceLogprob] | None = None
@@ -229,12 +235,12 @@ ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
 class ReasoningOutput(Answer):
-    """A thought."""
+    """A thought: its content, or its summary where one was asked for."""
 
     id: str
     type: Literal["reasoning"]
     status: ItemStatus
-    summary: list[Any]
+    summary: list[SaidPart]
     content: list[SaidPart]
     encrypted_content: str | None = None
 
@@ -256,6 +262,7 @@ class CustomToolCallOutput(Answer):
     type: Literal["custom_tool_call"]
     status: ItemStatus
     call_id: str
+    namespace: str | None = None
     name: str
     input: str
 
@@ -267,6 +274,7 @@ class FunctionCallOutput(Answer):
     type: Literal["function_call"]
     status: ItemStatus
     call_id: str
+    namespace: str | None = None
     name: str
     arguments: str
 

@@ -29,7 +29,7 @@ from glmjax.server.openai.requests import (
     SamplingRequest,
     StreamOptions,
 )
-from glmjax.server.openai.words import CHAT, COMPLETION, Shape, Writer, opening, usage
+from glmjax.server.openai.words import CHAT, COMPLETION, Shape, Writer, usage
 from glmjax.server.sampling_fields import spelled
 from glmjax.server.served import ServedModel
 
@@ -115,6 +115,7 @@ class Answer:
         writers: one for each choice.
         n: choices of each prompt.
         stream: what a stream tells besides.
+        lead: fields of the whole answer, or of a stream's first chunk.
     """
 
     shape: Shape
@@ -122,30 +123,34 @@ class Answer:
     writers: list[Writer]
     n: int
     stream: StreamOptions
+    lead: dict[str, Any]
 
     def whole(self, choices: list[Collected]) -> dict[str, Any]:
         """Everything at once."""
         words = [writer.whole(each) for writer, each in zip(self.writers, choices, strict=True)]
         tail = {"choices": words, "usage": usage(choices, self.n)}
-        return self.head | {"object": self.shape.object} | tail
+        return self.head | {"object": self.shape.object} | self.lead | tail
 
     async def events(self, generation: Generation) -> AsyncIterator[bytes]:
         """The same piece by piece."""
-        choices = [Collected() for _ in self.writers]
-        for index in range(len(choices)):
-            if (first := opening(self.shape, index)) is not None:
-                yield self._chunk([first], choices)
+        choices, lead = [Collected() for _ in self.writers], self.lead
         async for delta in generation:
             choices[delta.index].add(delta)
             for words in self.writers[delta.index].pieces(delta):
-                yield self._chunk([words], choices)
+                yield self._chunk([words], choices, lead)
+                lead = {}
         if self.stream.include_usage:
             yield self._chunk([], choices)
         yield DONE
 
-    def _chunk(self, words: list[dict[str, Any]], choices: list[Collected]) -> bytes:
+    def _chunk(
+        self,
+        words: list[dict[str, Any]],
+        choices: list[Collected],
+        lead: dict[str, Any] | None = None,
+    ) -> bytes:
         """A chunk, with the usage where it is wanted: in the last, which has no words, or all."""
-        chunk = self.head | {"object": self.shape.chunk_object, "choices": words}
+        chunk = self.head | {"object": self.shape.chunk_object, "choices": words} | (lead or {})
         if self.stream.include_usage:
             told = not words or self.stream.continuous_usage_stats
             chunk["usage"] = usage(choices, self.n) if told else None
@@ -175,8 +180,11 @@ async def _answer(
 ) -> Response:
     head = {"id": generation.id, "created": int(time.time()), "model": served.name}
     specs = generation.specs
-    writers = [Writer(shape, spec, served.tokenizer, body.echoes) for spec in specs]
-    answer = Answer(shape, head, writers, body.n or 1, body.stream_options or StreamOptions())
+    ids = bool(body.return_token_ids)
+    writers = [Writer(shape, spec, served.tokenizer, body.echoes, ids) for spec in specs]
+    lead = {"prompt_token_ids": specs[0].prompt_ids} if ids and shape is CHAT else {}
+    options = body.stream_options or StreamOptions()
+    answer = Answer(shape, head, writers, body.n or 1, options, lead)
     if body.stream:
         return EventStream(generation, answer.events(generation))
     async with generation:

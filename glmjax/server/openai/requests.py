@@ -43,6 +43,17 @@ class Thinking(BaseModel):
         return None if self.type in (None, "adaptive") else self.type == "enabled"
 
 
+class Effort(BaseModel):
+    """How much the model thinks, in OpenRouter's words."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    effort: str | None = None
+    enabled: bool | None = None
+    max_tokens: int | None = None
+    exclude: Literal[False] | None = None
+
+
 class SamplingRequest(SamplingFields):
     """What chat and plain completions share."""
 
@@ -54,6 +65,7 @@ class SamplingRequest(SamplingFields):
     response_format: dict[str, Any] | None = None
     priority: int | None = None
     timeout: float | None = None
+    return_token_ids: bool | None = None  # vLLM's
 
     @property
     def spelling(self) -> dict[str, str]:
@@ -72,7 +84,7 @@ class SamplingRequest(SamplingFields):
 
     def check_model(self, served: ServedModel) -> None:
         """Raise ModelNotFoundError when another model is asked for."""
-        if self.model not in (None, *served.names):
+        if self.model is not None and not served.is_called(self.model):
             raise ModelNotFoundError(
                 f"the model {self.model!r} is not served here; {served.name!r} is", "model"
             )
@@ -97,6 +109,7 @@ class ChatRequest(SamplingRequest):
     enable_thinking: bool | None = None
     thinking: Thinking | None = None
     reasoning_effort: str | None = None
+    reasoning: Effort | None = None
     max_thinking_tokens: int | None = None
     separate_reasoning: bool | None = None
     stream_reasoning: bool | None = None
@@ -111,9 +124,19 @@ class ChatRequest(SamplingRequest):
         """The client's names of what errors may be about."""
         limit = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
         names = {"max_new_tokens": limit, "max_tokens": limit, "logprobs": "top_logprobs"}
-        if self.max_thinking_tokens is None:
-            names["max_thinking_tokens"] = "thinking.budget_tokens"
+        names["max_thinking_tokens"] = next(iter(self._budgets), "max_thinking_tokens")
         return super().spelling | names
+
+    @property
+    def _budgets(self) -> dict[str, int]:
+        """How long the thought may be, by the names of the fields that say it; the first counts."""
+        thinking, reasoning = self.thinking or Thinking(), self.reasoning or Effort()
+        said = {
+            "max_thinking_tokens": self.max_thinking_tokens,
+            "thinking.budget_tokens": thinking.budget_tokens,
+            "reasoning.max_tokens": reasoning.max_tokens,
+        }
+        return {name: budget for name, budget in said.items() if budget is not None}
 
     def toolset(self, served: ServedModel) -> Toolset:
         """What it says of tools. Raises InvalidRequestError as `tool_fields.toolset` does."""
@@ -137,11 +160,12 @@ class ChatRequest(SamplingRequest):
                 "true or false",
                 "chat_template_kwargs",
             )
-        thinking = self.thinking or Thinking()
-        effort = False if self.reasoning_effort == "none" else None
-        switches = (self.enable_thinking, thinking.enabled, effort)
+        thinking, reasoning = self.thinking or Thinking(), self.reasoning or Effort()
+        effort = self.reasoning_effort or reasoning.effort
+        none = False if effort == "none" else None
+        switches = (self.enable_thinking, thinking.enabled, reasoning.enabled, none)
         named = {
-            "reasoning_effort": self.reasoning_effort,
+            "reasoning_effort": effort,
             "enable_thinking": next((on for on in switches if on is not None), None),
             "clear_thinking": thinking.clear_thinking,
             "add_generation_prompt": self.add_generation_prompt,
@@ -175,7 +199,7 @@ class ChatRequest(SamplingRequest):
             sampling,
             grammar=self._answer_grammar(tools, served),
             thinks=True,
-            max_thinking_tokens=self._thinking_budget(),
+            max_thinking_tokens=next(iter(self._budgets.values()), None),
             reading=self._reading(tools, served),
             **self.terms(),
         )
@@ -185,10 +209,6 @@ class ChatRequest(SamplingRequest):
         grammar = tools.grammar(self.grammar(), served)
         lead = "" if self.continue_final_message else served.answer_lead
         return grammar and grammar._replace(lead=lead)
-
-    def _thinking_budget(self) -> int | None:
-        budget = self.thinking and self.thinking.budget_tokens
-        return budget if self.max_thinking_tokens is None else self.max_thinking_tokens
 
     def _reading(self, tools: Toolset, served: ServedModel) -> Reading:
         separate = served.reasoning_parser != "none"
@@ -213,9 +233,9 @@ class CompletionRequest(SamplingRequest):
         return bool(self.echo)
 
     def choices(self, prompts: list[list[int]], served: ServedModel) -> list[ChoiceSpec]:
-        """What to generate; with `echo` nothing but the prompt where `max_tokens` is 0."""
+        """What to generate; nothing, or the prompt with `echo`, where `max_tokens` is 0."""
         limit = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
-        hidden = self.echoes and limit == 0  # the engine generates one token at least
+        hidden = limit == 0  # the engine generates one token at least
         scored = self.echoes and self.logprobs is not None
         sampling = {
             "max_new_tokens": 1 if hidden else limit,

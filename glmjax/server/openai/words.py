@@ -29,7 +29,7 @@ class Shape(NamedTuple):
     prefix: str
     object: str
     chunk_object: str
-    opening: dict[str, Any] | None  # first chunk of a streamed choice
+    opening: dict[str, Any] | None  # what a streamed choice begins with
     piece: Callable[[Part], dict[str, Any]]  # of a stream
     whole: Callable[[Message], dict[str, Any]]
     nothing: dict[str, Any]  # a piece with no part
@@ -94,34 +94,40 @@ class Writer:
         spec: what was asked for.
         tokenizer: the model's.
         echo: the prompt comes first.
+        ids: token ids are told, with the prompt's in completions.
     """
 
-    def __init__(self, shape: Shape, spec: ChoiceSpec, tokenizer: Tokenizer, echo: bool):
+    def __init__(
+        self, shape: Shape, spec: ChoiceSpec, tokenizer: Tokenizer, echo: bool, ids: bool = False
+    ):
         self._shape, self._spec, self._tokenizer = shape, spec, tokenizer
         self._prompt = tokenizer.decode(spec.prompt_ids, skip_special_tokens=False) if echo else ""
         self._echo = echo  # and it has not come yet
         self._offsets = Offsets(tokenizer, spec.skip_special_tokens, len(self._prompt))
-        self._called = False
+        self._ids = ids
+        self._begun = self._called = False
 
     def whole(self, choice: Collected) -> dict[str, Any]:
         """The whole choice."""
         said, end = choice.message, choice.last.finish_reason
         said.content = self._prompt + said.content
         logprobs = self._logprobs(choice)
-        return _choice(
+        words = _choice(
             choice.last, self._shape.whole(said), logprobs, _finish(end, bool(said.calls))
         )
+        return words | self._token_ids(choice)
 
     def pieces(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
-        """What a delta adds, and its end by itself."""
+        """What a delta adds, behind the opening if it is the first; and its end by itself."""
+        opening = [] if self._begun or not self._shape.opening else [self._shape.opening]
         parts = [self._shape.piece(part) for part in self._with_prompt(delta.parts)]
-        logprobs, end = self._logprobs(delta), delta.finish_reason
+        logprobs, ids, end = self._logprobs(delta), self._token_ids(delta), delta.finish_reason
         self._called = self._called or any(isinstance(part, CallBegin) for part in delta.parts)
-        if logprobs and delta.token_ids and not parts:
+        if (logprobs or ids) and delta.token_ids and not parts:
             parts = [self._shape.nothing]
-        words = [
-            _choice(delta, part, None if i else logprobs, None) for i, part in enumerate(parts)
-        ]
+        words = [_choice(delta, part, None, None) for part in opening]
+        words += [_choice(delta, part, logprobs, None) | ids for part in parts[:1]]
+        words += [_choice(delta, part, None, None) for part in parts[1:]]
         if end is not None:
             words.append(_choice(delta, self._shape.nothing, None, _finish(end, self._called)))
         return words
@@ -140,16 +146,18 @@ class Writer:
         asked = self._spec.sampling.logprobs is not None
         return self._shape.logprobs(self._tokenizer, tokens) if asked else None
 
+    def _token_ids(self, more: ChoiceDelta | Collected) -> dict[str, Any]:
+        """Those of what comes next, if they are told."""
+        first, self._begun = not self._begun, True
+        if not self._ids:
+            return {}
+        prompt = {"prompt_token_ids": self._spec.prompt_ids} if self._shape is COMPLETION else {}
+        return {"token_ids": more.token_ids} | (prompt if first else {})
+
 
 def _finish(end: FinishReason | None, called: bool) -> str | None:
     """In OpenAI's words; an answer that is cut off in a call is not one of calls."""
     return "tool_calls" if called and end is FinishReason.STOP else end
-
-
-def opening(shape: Shape, index: int) -> dict[str, Any] | None:
-    """What a choice's stream begins with, if with anything."""
-    first = ChoiceDelta(index=index)
-    return None if shape.opening is None else _choice(first, shape.opening, None, None)
 
 
 def _choice(
