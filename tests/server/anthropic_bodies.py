@@ -33,6 +33,15 @@ def result(name: str, *content: Any, **fields: Any) -> dict[str, Any]:
     return block | ({"content": content[0]} if content else {})
 
 
+def document(words: str, **fields: Any) -> dict[str, Any]:
+    source = {"type": "text", "media_type": "text/plain", "data": words}
+    return {"type": "document", "source": source} | fields
+
+
+def reference(name: str) -> dict[str, Any]:
+    return {"type": "tool_reference", "tool_name": name}
+
+
 def thought(words: str) -> dict[str, Any]:
     return {"type": "thinking", "thinking": words, "signature": "abc"}
 
@@ -48,4 +57,7 @@ def answer(name: str, words: str) -> dict[str, Any]:
 
 HELLO = {"role": "user", "content": "hi"}
 IMAGE = {"type": "image", "source": {"type": "url", "url": "http://x"}}
+PDF = {"type": "base64", "media_type": "application/pdf", "data": "JVBERg=="}
+UNSEEN = "[image not shown: this model reads text only]"
+UNREAD = "[document not shown: this model reads text only]"
 FORMAT = {"type": "json_schema", "schema": {"type": "object"}}

@@ -21,6 +21,8 @@ from anthropic_bodies import (
     PROMPT,
     TOOL,
     assistant,
+    document,
+    reference,
     result,
     text,
     thought,
@@ -38,6 +40,9 @@ from glmjax.text.chat import ChatTemplate
 
 SYSTEM = {"role": "system", "content": "x"}
 AUDIO = {"type": "audio"}
+REFERENCE = reference("x")
+DEFERRED = TOOL | {"name": "later", "defer_loading": True}
+UNSOLVABLE = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
 BEGUN = {"messages": [*HI, assistant(text("[1"))]}
 JSON = {"content-type": "application/json"}
 DEEP = json.loads("[" * 101 + "]" * 101)
@@ -67,8 +72,27 @@ def post(server: Live, path: str, body: Any) -> tuple[int, dict[str, Any]]:
         ({"messages": [*HI, {"role": "user"}]}, "messages[1].content: Field required"),
         ({"messages": [*HI, HELLO | {"x": 1}]}, "messages[1].x: Extra inputs"),
         ({"messages": [HELLO | {"content": 5}]}, "messages[0].content: should be a valid"),
-        ({"messages": [user(IMAGE)]}, "messages[0].content[0]: type is 'image'"),
-        ({"messages": [user({"type": "document"})]}, "served: text, tool_result"),
+        ({"messages": [user(AUDIO)]}, "messages[0].content[0]: type is 'audio'"),
+        ({"messages": [user({"type": "x"})]}, "text, image, document, search_result, tool_result"),
+        ({"messages": [user({"type": "document"})]}, "messages[0].content[0].source: Field req"),
+        ({"messages": [user(document("a", source=AUDIO))]}, "content[0].source: type is 'audio'"),
+        ({"messages": [user(document("a", source=5))]}, "content[0].source: type is None"),
+        ({"messages": [user(document("a", title=5))]}, "content[0].title: should be"),
+        ({"messages": [user(document("a", page=5))]}, "content[0].page: Extra"),
+        ({"messages": [user(document("a", source={"type": "text"}))]}, "[0].source.data: Field"),
+        ({"messages": [user({"type": "search_result"})]}, "content[0].source: Field required"),
+        ({"messages": [user(reference("f"))]}, "content[0]: type is 'tool_reference'"),
+        (
+            {"messages": [*HI, assistant(use("f")), user(result("f", [text("a"), REFERENCE]))]},
+            "messages[2].content[0].content[1].tool_name is 'x', but tools has no such tool",
+        ),
+        ({"tools": [DEFERRED]}, "all tools have defer_loading"),
+        ({"tools": [DEFERRED, TOOL | {"name": "a b"}]}, "tools[1].name is 'a b'"),
+        ({"tools": [DEFERRED | {"name": "a b"}, TOOL]}, "tools[0].name is 'a b'"),
+        (
+            {"tools": [DEFERRED | {"strict": True, "input_schema": UNSOLVABLE}, TOOL]},
+            "tools[0].input_schema are strict, but cannot be held to",
+        ),
         ({"messages": [*HI, user(text("a"), thought("b"))]}, "messages[1].content[1]: type"),
         ({"messages": [user({"type": "text"})]}, "messages[0].content[0].text: Field required"),
         ({"messages": [user(text("a", foo=1))]}, "messages[0].content[0].foo: Extra"),
@@ -123,7 +147,7 @@ def post(server: Live, path: str, body: Any) -> tuple[int, dict[str, Any]]:
         ({"max_tokens": 0}, "max_tokens is 0, but must be 1 or more"),
         ({"max_tokens": None}, "max_tokens: "),
         ({"temperature": -1}, "temperature is -1"),
-        ({"top_k": 0}, "top_k is 0"),
+        ({"top_k": -2}, "top_k is -2"),
         ({"stop_sequences": "a"}, "stop_sequences: should be a valid list"),
         ({"stop_sequences": ["a", "b\ud83d"]}, "stop_sequences[1] is not valid Unicode"),
         ({"stop_sequences": ["a", ""]}, "stop_sequences holds an empty string"),
@@ -328,19 +352,25 @@ def fields(path: str) -> list[str]:
     return [*model.model_fields, "metadata", "mcp_servers", "speed", "junk"]
 
 
+FOUND = {"type": "search_result", "source": "x", "title": "y", "content": [text("z")]}
+PICTURED = {"type": "document", "source": {"type": "content", "content": [text("d"), IMAGE]}}
+CLEAR = {"type": "clear_tool_uses_20250919", "keep": {"type": "tool_uses", "value": 0}}
+CLEAR |= {"trigger": {"type": "input_tokens", "value": 1}, "exclude_tools": ["x"]}
+CLEAR |= {"clear_at_least": {"type": "input_tokens", "value": 1}, "clear_tool_inputs": True}
 # Where junk is put in a sound conversation, as the keys and indices that lead there.
 SOUND: dict[str, Any] = {
     "system": [text("be"), text("brief")],
     "messages": [
         user(text("hi")),
         assistant(thought("hm"), text("a"), use("f", a=1)),
-        user(result("f", [text("4")]), text("and?")),
+        user(result("f", [text("4"), reference("later"), FOUND]), text("and?")),
+        user(document("b", title="a", context="c"), PICTURED, IMAGE),
     ],
-    "tools": [TOOL | {"type": "custom", "strict": True, "input_examples": [{}]}],
+    "tools": [TOOL | {"type": "custom", "strict": True, "input_examples": [{}]}, DEFERRED],
     "tool_choice": {"type": "auto"},
     "thinking": {"type": "enabled", "budget_tokens": 1},
     "output_config": {"effort": "low", "format": FORMAT},
-    "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+    "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}, CLEAR]},
 }
 
 

@@ -12,11 +12,15 @@ from anthropic_bodies import (
     HI,
     IMAGE,
     PATHS,
+    PDF,
     PROMPT,
     TOOL,
+    UNREAD,
+    UNSEEN,
     answer,
     assistant,
     call,
+    document,
     result,
     text,
     thought,
@@ -31,6 +35,9 @@ from glmjax.server.anthropic.requests import MessagesRequest, PromptRequest
 from glmjax.server.served import ServedModel
 
 NOTE = "<system-reminder>"
+FOUND = {"type": "search_result", "source": "http://x", "title": "X"}
+FOUND |= {"content": [text("one"), text("two")], "citations": {"enabled": True}}
+FOUND_TEXT = "<search_result>\nX\nhttp://x\none\ntwo\n</search_result>"
 CONVERSATIONS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "text": ({}, [HELLO]),
     "blocks": (
@@ -177,17 +184,90 @@ CONVERSATIONS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
             "messages": [
                 HELLO,
                 assistant(use("f")),
-                user(result("f", [IMAGE | CACHED, text("a"), {"type": "document", "x": 5}])),
+                user(result("f", [IMAGE | CACHED, text("a"), {"type": "document", "source": PDF}])),
             ]
         },
         [
             HELLO,
             {"role": "assistant", "content": "", "tool_calls": [call("f")]},
-            answer(
-                "f",
-                "[image not shown: this model reads text only]\na\n"
-                "[document not shown: this model reads text only]",
-            ),
+            answer("f", f"{UNSEEN}\na\n{UNREAD}"),
+        ],
+    ),
+    "results in files": (
+        {
+            "messages": [
+                HELLO,
+                assistant(use("f")),
+                user(result("f", [document("b", title="a"), FOUND], is_error=True)),
+            ]
+        },
+        [
+            HELLO,
+            {"role": "assistant", "content": "", "tool_calls": [call("f")]},
+            answer("f", f"Error: <document>\na\nb\n</document>\n{FOUND_TEXT}"),
+        ],
+    ),
+    "files": (
+        {
+            "messages": [
+                user(
+                    text("Compare"),
+                    document("b", title="a.txt", context="old", citations={"enabled": True}),
+                    document("c", title=None, **CACHED),
+                    {
+                        "type": "document",
+                        "source": {"type": "content", "content": [text("d"), IMAGE, text("e")]},
+                    },
+                    {"type": "document", "source": {"type": "content", "content": "f"}},
+                ),
+                user(FOUND | CACHED),
+            ]
+        },
+        [
+            {
+                "role": "user",
+                "content": "Compare\n<document>\na.txt\nold\nb\n</document>\n"
+                f"<document>\nc\n</document>\n<document>\nd\n{UNSEEN}\ne\n</document>\n"
+                "<document>\nf\n</document>",
+            },
+            {"role": "user", "content": FOUND_TEXT},
+        ],
+    ),
+    "files that cannot be read": (
+        {
+            "messages": [
+                user(
+                    IMAGE | CACHED | {"more": 1},
+                    {"type": "document", "source": PDF, "context": "old"} | CACHED,
+                    {"type": "document", "source": {"type": "url", "url": "x"}, "title": "a.pdf"},
+                    {"type": "document", "source": {"type": "file", "file_id": "x"}},
+                    text("See?"),
+                )
+            ]
+        },
+        [
+            {
+                "role": "user",
+                "content": f"{UNSEEN}\n{UNREAD}\n"
+                f"[document 'a.pdf' not shown: this model reads text only]\n{UNREAD}\nSee?",
+            }
+        ],
+    ),
+    "files beside results": (
+        {
+            "messages": [
+                HELLO,
+                assistant(use("f"), use("g")),
+                user(result("g", "read"), {"type": "document", "source": PDF}, text(f"{NOTE}one")),
+                user(result("f", "4"), text("See?"), IMAGE, text(f"{NOTE}two")),
+            ]
+        },
+        [
+            HELLO,
+            {"role": "assistant", "content": "", "tool_calls": [call("f"), call("g")]},
+            answer("f", f"4\n{NOTE}two"),
+            answer("g", f"read\n{UNREAD}\n{NOTE}one"),
+            {"role": "user", "content": f"See?\n{UNSEEN}"},
         ],
     ),
     "an empty beginning of the answer": ({"messages": [HELLO, assistant()]}, [HELLO]),
@@ -259,7 +339,7 @@ def test_tools():
         "strict": True,
         "input_examples": [{"a": "x"}],
         "allowed_callers": ["direct"],
-        "defer_loading": True,
+        "defer_loading": False,
         "eager_input_streaming": True,
     }
     chat, _ = MessagesRequest.model_validate(BASE | {"tools": [full | CACHED, TOOL]}).chat()

@@ -10,7 +10,7 @@ from glmjax.server.sglang.answers import Answer
 
 
 class ThinkingBlock(Answer):
-    """A thought; the signature is empty."""
+    """A thought; nothing is signed, and any signature is taken back."""
 
     type: Literal["thinking"]
     thinking: str
@@ -49,6 +49,20 @@ class MessageUsage(Answer):
     output_tokens_details: ThinkingTokens
 
 
+class AppliedEdit(Answer):
+    """What was left out of a conversation."""
+
+    type: Literal["clear_tool_uses_20250919"]
+    cleared_tool_uses: int
+    cleared_input_tokens: int
+
+
+class AppliedEdits(Answer):
+    """All that was left out, where the request asked for it."""
+
+    applied_edits: list[AppliedEdit]
+
+
 class MessageAnswer(Answer):
     """A whole answer, as blocks in the order in which they were said."""
 
@@ -69,6 +83,7 @@ class MessageAnswer(Answer):
     )
     stop_sequence: str | None
     usage: MessageUsage
+    context_management: AppliedEdits | None = None
 
 
 class MessageEvent(BaseModel):
@@ -86,7 +101,14 @@ class MessageEvent(BaseModel):
     ]
 
 
+class OriginalCount(Answer):
+    """How many tokens there were before any were left out."""
+
+    original_input_tokens: int
+
+
 class TokenCount(Answer):
     """How many tokens a prompt has."""
 
     input_tokens: int
+    context_management: OriginalCount | None = None

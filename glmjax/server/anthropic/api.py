@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from glmjax.server.anthropic.blocks import Message
+from glmjax.server.anthropic.edits import edited
 from glmjax.server.anthropic.messages import Origins, in_places
 from glmjax.server.anthropic.requests import (
     UNSERVED,
@@ -17,13 +19,14 @@ from glmjax.server.anthropic.requests import (
     MessagesRequest,
     PromptRequest,
 )
-from glmjax.server.anthropic.words import Answer
+from glmjax.server.anthropic.words import Answer, Words, counted
 from glmjax.server.http.context import FrontendOf
 from glmjax.server.http.json_body import JsonRoute
 from glmjax.server.http.json_response import JSONResponse
 from glmjax.server.http.streams import EventStream, until_disconnect
 from glmjax.server.openai.chat import generate_chat
 from glmjax.server.sampling_fields import spelled
+from glmjax.server.served import ServedModel
 from glmjax.server.unserved import check_extra
 
 router = APIRouter(prefix="/v1", route_class=JsonRoute)
@@ -32,11 +35,11 @@ router = APIRouter(prefix="/v1", route_class=JsonRoute)
 @router.post("/messages")
 async def messages(body: MessagesRequest, request: Request, frontend: FrontendOf) -> Response:
     """Continue a conversation, without a thought unless `thinking` asks for one."""
-    chat, origins = await asyncio.to_thread(_chat, body)
+    chat, origins, applied = await asyncio.to_thread(_chat, body, frontend.served)
     with _worded(body, origins):
         generation = await generate_chat(chat, f"msg_{secrets.token_hex(12)}", frontend)
     name = frontend.served.name
-    answer = Answer(generation.id, name, body.max_tokens, body.shows_thoughts)
+    answer = Answer(generation.id, name, body.max_tokens, body.shows_thoughts, applied)
     named = {"request-id": generation.id}  # as it is called in the log
     if body.stream:
         stream = EventStream(generation, answer.events(generation))
@@ -50,16 +53,31 @@ async def messages(body: MessagesRequest, request: Request, frontend: FrontendOf
 @router.post("/messages/count_tokens")
 async def count_tokens(body: PromptRequest, frontend: FrontendOf) -> Response:
     """How many tokens a conversation's prompt has, those included that may be cached."""
-    chat, origins = await asyncio.to_thread(_chat, body)
+    chat, origins, applied = await asyncio.to_thread(_chat, body, frontend.served)
     chat.check_model(frontend.served)
     with _worded(body, origins):
-        prompt = await asyncio.to_thread(chat.prompt, frontend.served)
-    return JSONResponse({"input_tokens": len(prompt)})
+        size = len(await asyncio.to_thread(chat.prompt, frontend.served))
+    return JSONResponse({"input_tokens": size} | counted(size, applied))
 
 
-def _chat(body: PromptRequest) -> tuple[Conversation, Origins]:
+def _chat(
+    body: PromptRequest, served: ServedModel
+) -> tuple[Conversation, Origins, list[Words] | None]:
+    """A conversation, and the edits that were applied to it; None: none were asked for."""
     check_extra(body, UNSERVED)
-    return body.chat()
+    management = body.context_management
+    edits = management.clear_tool_uses if management else []
+    if not edits:
+        return (*body.chat(), None)
+    messages, applied = edited(body.messages, edits, lambda some: _size(body, some, served))
+    return (*body.with_messages(messages).chat(), applied)
+
+
+def _size(body: PromptRequest, messages: Sequence[Message], served: ServedModel) -> int:
+    """Tokens of the prompt that these messages make."""
+    chat, origins = body.with_messages(messages).chat()
+    with _worded(body, origins):
+        return len(chat.prompt(served))
 
 
 @contextlib.contextmanager

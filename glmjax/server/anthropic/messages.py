@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import re
-import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
-
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Tag
-from pydantic_core import PydanticCustomError
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from glmjax.errors import InvalidRequestError
+from glmjax.server.anthropic.blocks import (
+    Block,
+    Message,
+    Text,
+    Thought,
+    ToolResult,
+    ToolUse,
+    joined,
+)
+from glmjax.server.anthropic.results import Functions, result_text
 
 # Claude Code begins its system prompt with this line, which is new each time. It is meant for who
 # bills, not for the model, and behind it no prefix would be found in the cache.
@@ -24,7 +30,8 @@ BILLING = "x-anthropic-billing-header:"
 
 # Claude Code's notes to the model begin with this. Beside results of tools they are told with the
 # last of these: as a message of the user's they would begin a new turn, and templates leave out the
-# thoughts before it, on which the loop of tools goes on and which the cache holds.
+# thoughts before it, on which the loop of tools goes on and which the cache holds. So are files
+# that it sends beside a result, of a tool that read them, unless the user says something too.
 REMINDER = "<system-reminder>"
 
 # How errors about messages and tools in OpenAI's form begin, and the client's names of their parts.
@@ -34,161 +41,6 @@ PARTS |= {".function.parameters": ".input_schema"}
 
 ChatMessage = dict[str, Any]
 Origins = dict[str, str]  # place in the converted conversation -> place in the client's
-
-
-def only(field: str, *kinds: str | None) -> BeforeValidator:
-    """Refuse an object whose `field` is none of `kinds`, and say which are served."""
-
-    def check(value: Any) -> Any:
-        kind = value.get(field) if isinstance(value, dict) else None
-        if kind not in kinds:
-            expected = ", ".join(str(kind) for kind in kinds if kind)
-            words = "{field} is {kind}, but only these are served: {expected}"
-            context = {"field": field, "kind": reprlib.repr(kind), "expected": expected}
-            raise PydanticCustomError("kind", words, context)
-        return value
-
-    return BeforeValidator(check)
-
-
-def by(field: str) -> Discriminator:
-    """Tell objects that passed `only` apart, by tags in <>: no field of theirs has such a name."""
-    return Discriminator(lambda it: f"<{it[field]}>")
-
-
-class Block(BaseModel):
-    """A piece of a message. Marks for a cache mean nothing: all prefixes are cached here."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Text(Block):
-    """What somebody says. From where it was cited is not for the model."""
-
-    type: Literal["text"]
-    text: str
-    citations: Any = None
-    cache_control: Any = None
-
-
-class Thought(Block):
-    """What the model thought. Nobody signs it here."""
-
-    type: Literal["thinking"]
-    thinking: str
-    signature: Any = None
-    cache_control: Any = None
-
-
-class RedactedThought(Block):
-    """A thought that only its own model could read: left out."""
-
-    type: Literal["redacted_thinking"]
-    data: Any = None
-    cache_control: Any = None
-
-
-class ToolUse(Block):
-    """The model calls a tool."""
-
-    type: Literal["tool_use"]
-    id: str
-    name: str
-    input: dict[str, Any]
-    caller: Any = None
-    toolset_name: Any = None
-    cache_control: Any = None
-
-
-TextOnly = Annotated[Text, only("type", "text")]
-
-
-class Unread(Block):
-    """What a tool answered, but the model cannot read. It is told so, and can go on."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: Literal["image", "document"]
-
-    @property
-    def text(self) -> str:
-        """What stands in its place."""
-        return f"[{self.type} not shown: this model reads text only]"
-
-
-ResultBlock = Annotated[
-    Annotated[Text, Tag("<text>")] | Annotated[Unread, Tag("<unread>")],
-    Discriminator(lambda it: "<text>" if it["type"] == "text" else "<unread>"),
-    only("type", "text", "image", "document"),
-]
-
-
-class ToolResult(Block):
-    """What a tool answered."""
-
-    type: Literal["tool_result"]
-    tool_use_id: str
-    content: str | list[ResultBlock] | None = None
-    is_error: bool | None = None
-    toolset_name: Any = None
-    cache_control: Any = None
-
-    @property
-    def text(self) -> str:
-        """For the model, which has no other way to be told of an error."""
-        text = _joined(self.content or "")
-        return f"Error: {text}" if self.is_error else text
-
-
-UserBlock = Annotated[
-    Annotated[Text, Tag("<text>")] | Annotated[ToolResult, Tag("<tool_result>")],
-    by("type"),
-    only("type", "text", "tool_result"),
-]
-AssistantBlock = Annotated[
-    Annotated[Text, Tag("<text>")]
-    | Annotated[Thought, Tag("<thinking>")]
-    | Annotated[RedactedThought, Tag("<redacted_thinking>")]
-    | Annotated[ToolUse, Tag("<tool_use>")],
-    by("type"),
-    only("type", "text", "thinking", "redacted_thinking", "tool_use"),
-]
-
-
-class UserMessage(BaseModel):
-    """What the user says, and what tools answered."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    role: Literal["user"]
-    content: str | list[UserBlock]
-
-
-class AssistantMessage(BaseModel):
-    """What the model said before."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    role: Literal["assistant"]
-    content: str | list[AssistantBlock]
-
-
-class SystemMessage(BaseModel):
-    """An instruction in the middle of a conversation."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    role: Literal["system"]
-    content: str | list[TextOnly]
-
-
-Message = Annotated[
-    Annotated[UserMessage, Tag("<user>")]
-    | Annotated[AssistantMessage, Tag("<assistant>")]
-    | Annotated[SystemMessage, Tag("<system>")],
-    by("role"),
-    only("role", "user", "assistant", "system"),
-]
 
 
 B = TypeVar("B", bound=Block)
@@ -206,13 +58,18 @@ class Said(NamedTuple, Generic[B]):
 
 
 def conversation(
-    messages: Sequence[Message], system: str | Sequence[Text] | None
+    messages: Sequence[Message], system: str | Sequence[Text] | None, tools: Functions
 ) -> tuple[list[ChatMessage], Origins]:
     """A conversation in OpenAI's form, and where each part of it comes from.
 
+    Args:
+        messages: of the client.
+        system: the system prompt.
+        tools: in OpenAI's form, by their names, for results that refer to them.
+
     Raises:
-        InvalidRequestError: nobody says anything, calls share an id, or the results of tools are
-            not those of the calls before them.
+        InvalidRequestError: nobody says anything, calls share an id, the results of tools are not
+            those of the calls before them, or they refer to tools that there are not.
     """
     made = _instructions(system)
     calls: dict[str, Said[ToolUse]] = {}
@@ -220,7 +77,7 @@ def conversation(
         turn = list(group)
         results = _results(turn, calls)
         calls = _calls(turn)
-        made += results + TURNS[role](turn)
+        made += _told(results, _notes(turn), tools) + TURNS[role](turn)
     _results([], calls)
     if not any(message["role"] != "system" for _, message, _ in made):
         found = "no message but the system's has content" if messages else "messages is empty"
@@ -269,7 +126,7 @@ def _calls(turn: Sequence[Said]) -> dict[str, Said[ToolUse]]:
     return calls
 
 
-def _results(turn: Sequence[Said], calls: Mapping[str, Said[ToolUse]]) -> Made:
+def _results(turn: Sequence[Said], calls: Mapping[str, Said[ToolUse]]) -> list[Said[ToolResult]]:
     """Results in the order of the calls, as the model has nothing else to tell them apart."""
     found: dict[str, Said[ToolResult]] = {}
     for said in _of(ToolResult, turn):
@@ -286,7 +143,7 @@ def _results(turn: Sequence[Said], calls: Mapping[str, Said[ToolUse]]) -> Made:
                 "user's message behind it",
                 "messages",
             )
-    return _with_reminders([found[name] for name in calls], _reminders(turn))
+    return [found[name] for name in calls]
 
 
 def _stray(said: Said[ToolResult], fault: str) -> InvalidRequestError:
@@ -294,22 +151,32 @@ def _stray(said: Said[ToolResult], fault: str) -> InvalidRequestError:
     return InvalidRequestError(words, "messages")
 
 
-def _with_reminders(results: Sequence[Said[ToolResult]], reminders: Sequence[Said[Text]]) -> Made:
+def _told(results: Sequence[Said[ToolResult]], notes: Sequence[Said], tools: Functions) -> Made:
+    """Messages of tools, each with the notes that are told with it."""
     last = {said.message: said.where for said in results}
     made: Made = []
     for said in results:
-        notes = [note.block.text for note in reminders if last[note.message] == said.where]
-        content = "\n".join([said.block.text, *notes])
+        texts = [note.block.text for note in notes if last[note.message] == said.where]
+        content = "\n".join([result_text(said.block, said.where, tools), *texts])
         tool = {"role": "tool", "tool_call_id": said.block.tool_use_id, "content": content}
         made.append((said.where, tool, []))
     return made
 
 
-def _reminders(turn: Sequence[Said]) -> list[Said[Text]]:
-    """Notes that are told with results."""
+def _notes(turn: Sequence[Said]) -> list[Said]:
+    """What is told with results rather than by the user: reminders, and files without a word."""
     answered = {said.message for said in _of(ToolResult, turn)}
-    texts = [said for said in _of(Text, turn) if said.message in answered]
-    return [said for said in texts if said.block.text.startswith(REMINDER)]
+    spoken = {said.message for said in _of(Text, turn) if not _is_reminder(said)}
+    beside = [said for said in _readable(turn) if said.message in answered]
+    return [said for said in beside if _is_reminder(said) or said.message not in spoken]
+
+
+def _is_reminder(said: Said) -> bool:
+    return isinstance(said.block, Text) and said.block.text.startswith(REMINDER)
+
+
+def _readable(turn: Iterable[Said]) -> list[Said]:
+    return [said for said in turn if not isinstance(said.block, ToolResult)]
 
 
 def _of(kind: type[B], turn: Iterable[Said[Any]]) -> list[Said[B]]:
@@ -319,10 +186,10 @@ def _of(kind: type[B], turn: Iterable[Said[Any]]) -> list[Said[B]]:
 def _others(turn: Sequence[Said]) -> Made:
     """Messages of the user, or instructions: as many as the client has."""
     made: Made = []
-    told = {said.where for said in _reminders(turn)}
-    texts = [said for said in _of(Text, turn) if said.where not in told]
+    told = {said.where for said in _notes(turn)}
+    texts = [said for said in _readable(turn) if said.where not in told]
     for where, group in groupby(texts, key=lambda said: said.message):
-        content = _joined([said.block for said in group])
+        content = joined(said.block for said in group)
         made.append((where, {"role": turn[0].role, "content": content}, []))
     return made
 
@@ -354,17 +221,12 @@ def _call(block: ToolUse) -> dict[str, Any]:
 def _instructions(system: str | Sequence[Text] | None) -> Made:
     """The system prompt; one without text would only be an empty turn."""
     blocks = system if isinstance(system, str) else _without_billing(system or ())
-    content = _joined(blocks)
+    content = joined(blocks)
     return [("system", {"role": "system", "content": content}, [])] if content else []
 
 
 def _without_billing(blocks: Sequence[Text]) -> list[Text]:
     return [block for block in blocks if not block.text.startswith(BILLING)]
-
-
-def _joined(texts: str | Sequence[Text | Unread]) -> str:
-    """A text in blocks: each begins a line."""
-    return texts if isinstance(texts, str) else "\n".join(block.text for block in texts)
 
 
 TURNS = {"user": _others, "assistant": _assistant, "system": _others}

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from glmjax.errors import InvalidRequestError
-from glmjax.server.anthropic.messages import (
-    ChatMessage,
-    Message,
-    Origins,
-    TextOnly,
-    conversation,
-    only,
-)
+from glmjax.server.anthropic.blocks import Fields, Message, TextOnly, only
+from glmjax.server.anthropic.edits import ContextManagement
+from glmjax.server.anthropic.messages import ChatMessage, Origins, conversation
 from glmjax.server.choice import ChoiceSpec
 from glmjax.server.openai.requests import ChatRequest, Thinking
 from glmjax.server.served import ServedModel
@@ -59,18 +55,15 @@ class ThreadError(InvalidRequestError):
     details = MappingProxyType({"error_code": "thread_unsupported_request"})
 
 
-class Fields(BaseModel):
-    """An object of a request; it names a field that it does not know."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
 class ThinkingConfig(Fields):
-    """Whether the model thinks; `adaptive` leaves it to the model, and GLM models do."""
+    """Whether the model thinks; `adaptive` leaves it to the model, and GLM models do.
+
+    Thoughts that are not omitted are shown as they come, which is what `updates` asks for.
+    """
 
     type: Literal["enabled", "adaptive", "disabled", "between_tools"]
     budget_tokens: int | None = None
-    display: Literal["summarized", "omitted"] | None = None
+    display: Literal["summarized", "omitted", "updates"] | None = None
 
     @property
     def on(self) -> bool:
@@ -93,7 +86,11 @@ class OutputConfig(Fields):
 
 
 class Tool(Fields):
-    """A tool that the client runs. All tools are shown to the model from the beginning."""
+    """A tool that the client runs.
+
+    One with `defer_loading` may be called, but the model is told of it only where a result refers
+    to it, so that what comes before stays in the cache.
+    """
 
     type: Literal["custom"] | None = None
     name: str
@@ -133,40 +130,19 @@ class ToolChoice(Fields):
         return {"type": "function", "function": {"name": self.name}}
 
 
-class ThoughtsKept(Fields):
-    """How many turns keep their thoughts."""
-
-    type: Literal["all", "thinking_turns"]
-    value: int = 1
-
-
-class ClearThinking(Fields):
-    """Leave out the thoughts of earlier turns."""
-
-    type: Literal["clear_thinking_20251015"]
-    keep: Literal["all"] | ThoughtsKept | None = None
-
-    @property
-    def keeps_more(self) -> bool:
-        """Whether more is kept than the last turn's, as chat templates do. They know only all."""
-        if isinstance(self.keep, ThoughtsKept):
-            return self.keep.type == "all" or self.keep.value > 1
-        return self.keep == "all"
-
-
-class ContextManagement(Fields):
-    """What is left out of a conversation."""
-
-    edits: list[Annotated[ClearThinking, only("type", "clear_thinking_20251015")]] | None = None
-
-    @property
-    def clear_thinking(self) -> bool | None:
-        """For the chat template; None: as it does by itself."""
-        return False if any(edit.keeps_more for edit in self.edits or ()) else None
-
-
 class Conversation(ChatRequest):
-    """A chat whose answer ends where the context does, if `max_tokens` would reach beyond it."""
+    """A chat whose answer ends where the context does, if `max_tokens` would reach beyond it.
+
+    Attributes:
+        shown: how many of its tools, from the first, the model sees before the conversation.
+    """
+
+    shown: int = 0
+
+    def prompt(self, served: ServedModel) -> list[int]:
+        """Token ids of the conversation. Raises InvalidRequestError as the chat template does."""
+        tools = self.toolset(served).tools[: self.shown]
+        return served.chat_prompt(self.messages, tools=tools or None, **self.template_variables())
 
     def choices(self, prompts: list[list[int]], served: ServedModel) -> list[ChoiceSpec]:
         """What to generate. Raises InvalidRequestError also where a prompt is too long."""
@@ -213,7 +189,9 @@ class PromptRequest(BaseModel):
                 "thread is not served: no conversation is kept here; send all of it in messages",
                 "thread",
             )
-        messages, origins = conversation(self.messages, self.system)
+        tools, places, shown = self._functions()
+        named = {tool["function"]["name"]: tool for tool in tools}
+        messages, origins = conversation(self.messages, self.system, named)
         begun, form = _is_begun(messages), self._format()
         if begun and form:
             name = self.spelling["response_format"]
@@ -222,18 +200,22 @@ class PromptRequest(BaseModel):
                 "part of the JSON; leave one of the two out",
                 name,
             )
-        tools = [tool.function() for tool in self.tools or ()]
         chat = Conversation(
             model=self.model,
             messages=messages,
             tools=tools or None,
+            shown=shown,
             **self._calls(),
             **self._thought(),
             response_format=form,
             continue_final_message=begun or None,
             **self._sampling(),
         )
-        return chat, origins
+        return chat, origins | places
+
+    def with_messages(self, messages: Sequence[Message]) -> PromptRequest:
+        """The same with another conversation."""
+        return self.model_copy(update={"messages": [*messages]})
 
     @property
     def spelling(self) -> dict[str, str]:
@@ -245,6 +227,25 @@ class PromptRequest(BaseModel):
     def shows_thoughts(self) -> bool:
         """Whether the client wants to read them."""
         return self.thinking is None or self.thinking.display != "omitted"
+
+    def _functions(self) -> tuple[list[dict[str, Any]], Origins, int]:
+        """Tools in OpenAI's form, where they come from, and how many are not deferred: the first.
+
+        Raises:
+            InvalidRequestError: all are deferred, as with Anthropic: how to call any would not be
+                shown either.
+        """
+        tools = self.tools or []
+        order = sorted(range(len(tools)), key=lambda i: tools[i].defer_loading is True)
+        shown = sum(tool.defer_loading is not True for tool in tools)
+        if tools and not shown:
+            raise InvalidRequestError(
+                "all tools have defer_loading, so that the model would see none; leave it out of "
+                "one, such as the one that finds the others",
+                "tools",
+            )
+        origins = {f"tools[{i}]": f"tools[{place}]" for i, place in enumerate(order)}
+        return [tools[place].function() for place in order], origins, shown
 
     def _calls(self) -> dict[str, Any]:
         if self.tool_choice is None:

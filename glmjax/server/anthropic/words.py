@@ -20,6 +20,7 @@ from glmjax.types import FinishReason
 Words = dict[str, Any]
 PING: Words = {"type": "ping"}
 PING_S = 10.0  # without an event; clients and proxies give up after some minutes of silence
+SIGNATURE = "glmjax"  # of thoughts, which nobody checks; but clients drop those without one
 
 
 class Piece(NamedTuple):
@@ -45,12 +46,14 @@ class Answer:
         model: its name.
         max_tokens: what the client asked for.
         shows_thoughts: else their blocks are empty.
+        edits: of the conversation, that were applied; None: none were asked for.
     """
 
     id: str
     model: str
     max_tokens: int
     shows_thoughts: bool = True
+    edits: list[Words] | None = None
 
     async def whole(self, generation: Generation) -> Words:
         """Everything at once. Raises as `Generation` does."""
@@ -60,7 +63,7 @@ class Answer:
             parts += last.parts
         content = _content(self._shown(parts))
         called = any(isinstance(part, CallBegin) for part in parts)
-        return self._message(content, last) | self._end(last, called)
+        return self._message(content, last) | self._end(last, called) | self._managed
 
     async def events(self, generation: Generation) -> AsyncIterator[bytes]:
         """The same as server-sent events; an error is the last of them."""
@@ -84,13 +87,18 @@ class Answer:
         for words in blocks.close():
             yield words
         end = self._end(last, blocks.called)
-        yield {"type": "message_delta", "delta": end, "usage": usage(last)}
+        yield {"type": "message_delta", "delta": end, "usage": usage(last)} | self._managed
         yield {"type": "message_stop"}
 
     def _shown(self, parts: Iterable[Part]) -> list[Part]:
         if self.shows_thoughts:
             return list(parts)
         return [Reasoning("") if isinstance(part, Reasoning) else part for part in parts]
+
+    @property
+    def _managed(self) -> Words:
+        edits = self.edits
+        return {} if edits is None else {"context_management": {"applied_edits": edits}}
 
     def _message(self, content: list[Words], delta: ChoiceDelta) -> Words:
         head = {"id": self.id, "type": "message", "role": "assistant", "model": self.model}
@@ -136,7 +144,7 @@ class Blocks:
     def close(self) -> list[Words]:
         """The end of the block that is open, if one is."""
         opened, self._open = self._open, None
-        signature = {"type": "signature_delta", "signature": ""}
+        signature = {"type": "signature_delta", "signature": SIGNATURE}
         signed = [self._delta(signature)] if opened is Reasoning else []
         stop = {"type": "content_block_stop", "index": self._index}
         return [*signed, stop] if opened else []
@@ -168,7 +176,7 @@ def _block(part: Part, empty: bool = False) -> Words:
     text = "" if empty or isinstance(part, CallBegin) else part.text
     match part:
         case Reasoning():
-            return {"type": "thinking", "thinking": text, "signature": ""}
+            return {"type": "thinking", "thinking": text, "signature": "" if empty else SIGNATURE}
         case CallBegin(_, name):
             unique = f"toolu_{secrets.token_hex(12)}"
             return {"type": "tool_use", "id": unique, "name": name, "input": {}}
@@ -185,6 +193,14 @@ def usage(delta: ChoiceDelta) -> Words:
         "output_tokens": delta.completion_tokens,
         "output_tokens_details": {"thinking_tokens": delta.reasoning_tokens},
     }
+
+
+def counted(size: int, edits: list[Words] | None) -> Words:
+    """How many tokens there were before the edits that were applied, if any were asked for."""
+    if edits is None:
+        return {}
+    original = size + sum(edit["cleared_input_tokens"] for edit in edits)
+    return {"context_management": {"original_input_tokens": original}}
 
 
 def _event(words: Words) -> bytes:
