@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
+import agents
 import openai
 from live import Live
 
@@ -44,6 +46,19 @@ def say(server: Live, text: str) -> None:
 def wire(client: openai.OpenAI, **body: Any) -> Any:
     """The very JSON of an answer."""
     return json.loads(client.responses.with_raw_response.create(**body).text)
+
+
+def run_agent(server: Live, **fields: Any) -> Any:
+    """What an agent of the Agents SDK makes of "hi"."""
+
+    async def run() -> Any:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="x") as client:
+            model = agents.OpenAIResponsesModel(server.model, client)
+            agent = agents.Agent(name="agent", model=model, **fields)
+            config = agents.RunConfig(tracing_disabled=True)
+            return await agents.Runner.run(agent, "hi", run_config=config)
+
+    return asyncio.run(run())
 
 
 def events(server: Live, client: openai.OpenAI, **options: Any) -> list[dict[str, Any]]:

@@ -47,23 +47,28 @@ def added_up(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 assert event["item"]["status"] == "in_progress"
                 assert len(items) == len(texts), "one begins before the last has ended"
                 texts.append("")
-            case "content_part.added":
+            case "content_part.added" | "reasoning_summary_part.added":
                 assert event["part"]["text"] == ""
-            case "reasoning_text.delta" | "output_text.delta" | "function_call_arguments.delta":
+            case (
+                "reasoning_text.delta"
+                | "reasoning_summary_text.delta"
+                | "output_text.delta"
+                | "function_call_arguments.delta"
+            ):
                 assert event["delta"], "nothing new"
                 texts[-1] += event["delta"]
-            case "reasoning_text.done" | "output_text.done":
+            case "reasoning_text.done" | "reasoning_summary_text.done" | "output_text.done":
                 assert event["text"] == texts[-1]
             case "function_call_arguments.done":
                 assert event["arguments"] == texts[-1]
-            case "content_part.done":
+            case "content_part.done" | "reasoning_summary_part.done":
                 assert event["part"]["text"] == texts[-1]
             case "output_item.done":
-                items.append(event["item"])
-                whole = event["item"].get("arguments")
-                assert texts[-1] == (
-                    event["item"]["content"][0]["text"] if whole is None else whole
-                )
+                item = event["item"]
+                items.append(item)
+                parts = [*item.get("summary", []), *item.get("content", [])]
+                told = [part["text"] for part in parts] or [item["arguments"]]
+                assert told == [texts[-1]], "once"
             case other:
                 pytest.fail(f"an event {other}")
     return items
@@ -148,10 +153,17 @@ PIECES = st.sampled_from([*TAGS, *VALUE, *WORDS, *WHOLE])
 
 
 @settings(max_examples=60, deadline=None)
-@given(text=st.lists(PIECES, max_size=10).map("".join), limit=st.none() | st.integers(1, 30))
-def test_whatever_it_says(talker: Live, client: openai.OpenAI, text: str, limit: int | None):
+@given(
+    text=st.lists(PIECES, max_size=10).map("".join),
+    limit=st.none() | st.integers(1, 30),
+    summary=st.sampled_from([None, "auto"]),
+)
+def test_whatever_it_says(
+    talker: Live, client: openai.OpenAI, text: str, limit: int | None, summary: str | None
+):
     say(talker, text)
     asked: dict[str, Any] = {"tools": [WEATHER], "max_output_tokens": limit}
+    asked["reasoning"] = {"summary": summary}
     whole = wire(client, model=talker.model, input="hi", **asked)
     Response.model_validate(whole)
     found = events(talker, client, **asked)

@@ -16,6 +16,7 @@ from live import Live
 from glmjax.server.openai.requests import ChatRequest
 from glmjax.server.responses.chat import SHARED, chat_request, conversation
 from glmjax.server.responses.requests import KINDS, NEUTRAL, ResponsesRequest
+from glmjax.server.responses.tools import flat_tools
 
 USER = {"role": "user", "content": "hi"}
 PING = {"type": "function", "name": "ping", "parameters": {"type": "object"}}
@@ -51,7 +52,7 @@ def result(output: Any, call_id: str = "call_1") -> dict[str, Any]:
 
 def chat(**body: Any) -> ChatRequest:
     request = ResponsesRequest.model_validate({"input": "hi"} | body)
-    return chat_request(request, conversation(request))
+    return chat_request(request, conversation(request), flat_tools(request.tools))
 
 
 def turns(*items: dict[str, Any]) -> list[Any]:
@@ -112,6 +113,10 @@ def test_where_turns_begin(items: list[Any], expected: list[Any]):
         ({"summary": [], "content": None, "encrypted_content": "gAAA"}, ("assistant", None, "x")),
         ({"summary": [], "encrypted_content": "thought:all"}, ("assistant", "all", "x")),
         (
+            {"summary": [{"text": "short"}], "encrypted_content": "thought:all"},
+            ("assistant", "all", "x"),
+        ),
+        (
             {"content": [{"text": "long"}], "encrypted_content": "thought:all"},
             ("assistant", "long", "x"),
         ),
@@ -142,6 +147,21 @@ def test_custom_calls_come_back():
     assert (call["id"], call["function"]["name"]) == ("call_1", "patch")
     assert json.loads(call["function"]["arguments"]) == {"input": 'a "b"\n'}
     assert messages[2] == {"role": "tool", "tool_call_id": "call_1", "content": "done"}
+
+
+@pytest.mark.parametrize("kind", ["function_call_output", "custom_tool_call_output"])
+def test_a_result_that_no_model_here_can_read(server: Live, kind: str):
+    """It cannot be taken back, as it stays in the conversation: the model is told of it."""
+    image = "[image not shown: this model reads text only]"
+    parts = [{"type": "input_text", "text": "Seen: "}, *IMAGE, {"type": "input_file"}]
+    output = result(parts) | {"type": kind}
+    text = f"Seen: {image}{image.replace('image', 'file')}"
+
+    def tokens(last: dict[str, Any]) -> int:
+        body = {"input": [USER, called("view_image"), last], "max_output_tokens": 1}
+        return post(server, body).json()["usage"]["input_tokens"]
+
+    assert tokens(output) == tokens(result(text)) > tokens(result("Seen: "))
 
 
 def test_long_turns_are_put_together_once():
@@ -209,7 +229,9 @@ IMAGE = [{"type": "input_image", "image_url": "data:"}]
         ({"input": [{"role": "robot", "content": "x"}]}, "input.0.role", "'assistant'"),
         ({"input": [{"role": "user"}]}, "input.0.content", "required"),
         ({"input": [USER, {"type": "web_search_call"}]}, "input.1", "'web_search_call'"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0", "whole conversation"),
+        ({"input": [{"type": "item_reference"}]}, "input.0.id", "required"),
+        ({"input": [{"type": None, "id": 5}]}, "input.0.id", "string"),
+        ({"input": [USER, {"id": "\ud800"}]}, "input", "input[1] refers to '\\ud800'"),
         (
             {"input": [{"type": "function_call", "name": "a", "arguments": ""}]},
             "input.0.call_id",
@@ -218,7 +240,7 @@ IMAGE = [{"type": "input_image", "image_url": "data:"}]
         ({"input": [USER, thought("x"), BAD_CALL]}, "input", "input[2].arguments"),
         ({"input": [USER, called("a"), BAD_CALL]}, "input", "input[2].arguments"),
         ({"input": [{"role": "user", "content": IMAGE}]}, "input", "input[0].content[0]"),
-        ({"input": [USER, called("a"), result(IMAGE)]}, "input", "input[2].output[0]"),
+        ({"input": [USER, called("a"), result([{"type": "x"}])]}, "input", "input[2].output[0]"),
         (
             {"input": [USER, thought("a"), said("b") | {"content": IMAGE}]},
             "input",
@@ -230,12 +252,12 @@ IMAGE = [{"type": "input_image", "image_url": "data:"}]
         ({"max_output_tokens": 99_999}, "max_output_tokens", "max_output_tokens 99999"),
         ({"input": "long " * 9000}, "input", "tokens"),
         ({"max_tokens": 5}, "max_tokens", "unknown field"),
-        ({"messages": []}, "messages", "unknown field"),
+        ({"messages": [USER]}, "messages", "unknown field"),
         ({"temperature": -1}, "temperature", "0 or more"),
         ({"top_logprobs": 21}, "top_logprobs", "between 0 and 20"),
         ({"n": 2}, "n", "one answer"),
-        ({"truncation": "auto"}, "truncation", "disabled"),
-        ({"store": True}, "store", "keeps no responses; leave it out"),
+        ({"truncation": "last"}, "truncation", "disabled"),
+        ({"store": "yes"}, "store", "store is not served"),
         ({"background": True}, "background", "keeps no responses"),
         ({"previous_response_id": "resp_1"}, "previous_response_id", "whole conversation in input"),
         ({"conversation": "conv_1"}, "conversation", "whole conversation in input"),
@@ -370,7 +392,19 @@ def test_what_is_taken(server: Live, fields: dict[str, Any]):
     assert response.json()["usage"]["output_tokens"] == 3
 
 
-FIELDS = ["role", "content", "type", "text", "name", "arguments", "output", "call_id", "summary"]
+FIELDS = [
+    "id",
+    "namespace",
+    "role",
+    "content",
+    "type",
+    "text",
+    "name",
+    "arguments",
+    "output",
+    "call_id",
+    "summary",
+]
 JUNK = st.recursive(
     st.none()
     | st.booleans()
@@ -416,6 +450,14 @@ TOOLS = st.lists(
     | st.dictionaries(FIELD, JUNK)
     | st.builds(lambda junk: PATCH | junk, st.dictionaries(FIELD, JUNK, max_size=2)),
     max_size=2,
+)
+GROUP = {"type": "namespace", "name": "g"}
+TOOLS |= st.builds(
+    lambda tools, junk: [PING, GROUP | {"tools": tools} | junk],
+    TOOLS,
+    st.dictionaries(
+        st.sampled_from(["name", "description", "tools", "type", "x"]), JUNK, max_size=1
+    ),
 )
 SPECIAL = {"input": ITEMS, "tools": TOOLS}
 

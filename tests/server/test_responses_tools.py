@@ -16,7 +16,7 @@ from responses_talk import THOUGHT, WEATHER, call, events, say, wire
 from glmjax.server.openai.requests import ChatRequest
 from glmjax.server.responses.chat import chat_request
 from glmjax.server.responses.requests import ResponsesRequest
-from glmjax.server.responses.tools import custom_arguments, custom_input
+from glmjax.server.responses.tools import custom_arguments, custom_input, flat_tools
 
 EVENT = TypeAdapter(ResponseStreamEvent)
 PING = {"type": "function", "name": "ping", "parameters": {"type": "object"}}
@@ -26,7 +26,8 @@ EDIT = '*** Begin Patch\n+print("é\\n")\n*** End Patch'
 
 
 def chat(**body: Any) -> ChatRequest:
-    return chat_request(ResponsesRequest.model_validate({"input": "hi"} | body), [])
+    request = ResponsesRequest.model_validate({"input": "hi"} | body)
+    return chat_request(request, [], flat_tools(request.tools))
 
 
 def test_tools_are_as_they_were_given():

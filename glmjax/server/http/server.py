@@ -22,6 +22,7 @@ from glmjax.server.info import VERSION
 from glmjax.server.openai import api as openai_api
 from glmjax.server.request_times import RequestTimes
 from glmjax.server.responses import api as responses_api
+from glmjax.server.responses.kept import KeptItems
 from glmjax.server.sglang import admin_api, reading_api
 from glmjax.server.sglang import api as sglang_api
 
@@ -56,6 +57,8 @@ def create_app(frontend: Frontend, times: RequestTimes) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.frontend = frontend
+    app.state.kept_items = KeptItems()
+    app.state.times = times
     app.state.metrics = metrics.EngineCollector(frontend.served.name, frontend.engine, times)
     for api in APIS:
         app.include_router(api.router)

@@ -1,4 +1,4 @@
-"""OpenAI's newer API: /v1/responses. Nothing is kept between requests."""
+"""OpenAI's newer API: /v1/responses. No response is kept, only items of the latest."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, Depends, HTTPException, Request
 from starlette.responses import Response
 
 from glmjax.errors import GlmjaxError
@@ -24,8 +24,10 @@ from glmjax.server.logprob_words import chat_words
 from glmjax.server.openai.chat import generate_chat
 from glmjax.server.openai.requests import ChatRequest
 from glmjax.server.responses.chat import Turn, chat_request, conversation, told
+from glmjax.server.responses.kept import KeptItems, with_items
 from glmjax.server.responses.requests import NO_STATE, RESEND, ResponsesRequest
 from glmjax.server.responses.text_logprobs import TextLogprobs
+from glmjax.server.responses.tools import FlatTool, flat_tools
 from glmjax.server.responses.words import Output, Words, echo, head, new_id, usage
 from glmjax.text.parts import Content
 from glmjax.text.tokenizer import Tokenizer
@@ -34,12 +36,20 @@ from glmjax.types import FinishReason
 router = APIRouter(prefix="/v1", route_class=JsonRoute)
 
 
+def kept_by(request: Request) -> KeptItems:
+    """The app's table of items."""
+    return request.app.state.kept_items
+
+
+KeptBy = Annotated[KeptItems, Depends(kept_by)]
+
+
 @router.post("/responses")
 async def create_response(
-    body: ResponsesRequest, request: Request, frontend: FrontendOf
+    body: ResponsesRequest, request: Request, frontend: FrontendOf, kept: KeptBy
 ) -> Response:
     """Continue a conversation."""
-    answer = await _begin(body, frontend)
+    answer = await _begin(body, frontend, kept)
     generation = answer.generation
     if body.stream:
         return EventStream(generation, answer.stream())
@@ -49,11 +59,13 @@ async def create_response(
 
 
 @router.post("/responses/input_tokens")
-async def count_input_tokens(body: ResponsesRequest, frontend: FrontendOf) -> Response:
+async def count_input_tokens(
+    body: ResponsesRequest, frontend: FrontendOf, kept: KeptBy
+) -> Response:
     """How many tokens a conversation's prompt has, those included that may be cached."""
-    made = await asyncio.to_thread(_prepared, body)
+    made = await asyncio.to_thread(_prepared, body, kept)
     made.chat.check_model(frontend.served)
-    with told(made.turns):
+    with told(made.turns, made.tools):
         prompt = await asyncio.to_thread(made.chat.prompt, frontend.served)
     return JSONResponse({"object": "response.input_tokens", "input_tokens": len(prompt)})
 
@@ -165,27 +177,36 @@ def _sent(words: Words, number: int) -> bytes:
 
 
 class _Prepared(NamedTuple):
-    """A request as it is answered: its conversation, the same for chat, and what is repeated."""
+    """A request as it is answered.
+
+    Attributes:
+        turns: its conversation.
+        tools: its tools.
+        chat: the same request for chat.
+        repeated: what the answer repeats of it.
+    """
 
     turns: list[Turn]
+    tools: list[FlatTool]
     chat: ChatRequest
     repeated: Words
 
 
-def _prepared(body: ResponsesRequest) -> _Prepared:
+def _prepared(body: ResponsesRequest, kept: KeptItems) -> _Prepared:
     """May take a while, where a conversation is long."""
     body.check_served()
-    turns, repeated = conversation(body), echo(body)
-    with told(turns):
-        return _Prepared(turns, chat_request(body, turns), repeated)
+    turns, repeated = conversation(with_items(body, kept)), echo(body)
+    tools = flat_tools(body.tools)
+    return _Prepared(turns, tools, chat_request(body, turns, tools), repeated)
 
 
-async def _begin(body: ResponsesRequest, frontend: Frontend) -> Answer:
-    made = await asyncio.to_thread(_prepared, body)
-    with told(made.turns):
+async def _begin(body: ResponsesRequest, frontend: Frontend, kept: KeptItems) -> Answer:
+    made = await asyncio.to_thread(_prepared, body, kept)
+    with told(made.turns, made.tools):
         generation = await generate_chat(made.chat, new_id("resp"), frontend)
     served = frontend.served
     found = TextLogprobs(generation.specs[0], served) if body.logprobs else None
     words = head(generation, served) | made.repeated
-    output = Output(body.seals, body.custom_tools)
+    keep = kept.keep if body.stores else None
+    output = Output(body.seals, body.summarises, made.tools, keep)
     return Answer(generation, words, served.tokenizer, found, output)

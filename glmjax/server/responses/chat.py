@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +21,13 @@ from glmjax.server.responses.requests import (
     Text,
     TextFormat,
 )
-from glmjax.server.responses.tools import chat_tool, chat_tool_choice
+from glmjax.server.responses.tools import FlatTool, chat_tool_choice, flat_name
 from glmjax.server.sampling_fields import spelled
 
 # Fields of both, which mean the same.
 SHARED = (ResponsesRequest.model_fields.keys() & ChatRequest.model_fields.keys()) - {
-    "stream_options"
+    "reasoning",
+    "stream_options",
 }
 # The client's names of what errors may be about.
 SPELLING = {
@@ -40,7 +41,7 @@ SPELLING = {
 }
 # What errors begin with.
 PLACE = re.compile(r"\Amessages\[(\d+)\](\.content|\.tool_calls\[\d+\])?(?:\.function)?")
-TOOL_PLACE = re.compile(r"\A(tools\[\d+\])\.function")
+TOOL_PLACE = re.compile(r"\Atools\[(\d+)\](?:\.function)?")
 
 Message = dict[str, Any]
 
@@ -60,21 +61,24 @@ class Turn:
     thoughts: list[str] = field(default_factory=list)
 
 
-def chat_request(body: ResponsesRequest, turns: list[Turn]) -> ChatRequest:
+def chat_request(
+    body: ResponsesRequest, turns: Sequence[Turn], tools: Sequence[FlatTool]
+) -> ChatRequest:
     """The request that gives the same answer.
 
     Args:
         body: what was asked for.
         turns: its conversation.
+        tools: its tools.
 
     Raises:
-        InvalidRequestError: tools, tool_choice or text.format are malformed.
+        InvalidRequestError: tool_choice or text.format are malformed.
     """
     own = {
         "messages": [turn.message for turn in turns],
         "max_completion_tokens": body.max_output_tokens,
-        "tools": [chat_tool(tool, f"tools[{i}]") for i, tool in enumerate(body.tools or ())],
-        "tool_choice": chat_tool_choice(body.tool_choice),
+        "tools": [{"type": "function", "function": tool.function} for tool in tools],
+        "tool_choice": chat_tool_choice(body.tool_choice, tools),
         "response_format": _response_format(body.text.format if body.text else None),
         "reasoning_effort": body.reasoning.effort if body.reasoning else None,
         "logprobs": body.logprobs,
@@ -83,8 +87,8 @@ def chat_request(body: ResponsesRequest, turns: list[Turn]) -> ChatRequest:
 
 
 @contextlib.contextmanager
-def told(turns: list[Turn]) -> Iterator[None]:
-    """Make errors about a `chat_request` name what the client sent."""
+def told(turns: Sequence[Turn], tools: Sequence[FlatTool]) -> Iterator[None]:
+    """Make errors about a `chat_request` of these name what the client sent."""
 
     def place(found: re.Match[str]) -> str:
         places, part = turns[int(found[1])].places, found[2] or ""
@@ -94,7 +98,8 @@ def told(turns: list[Turn]) -> Iterator[None]:
         try:
             yield
         except InvalidRequestError as error:
-            words = TOOL_PLACE.sub(r"\1", PLACE.sub(place, str(error)))
+            words = PLACE.sub(place, str(error))
+            words = TOOL_PLACE.sub(lambda found: tools[int(found[1])].place, words)
             raise type(error)(words, error.param) from None
 
 
@@ -157,7 +162,7 @@ def _call(turns: list[Turn], item: CallItem | CustomCallItem, place: str) -> Non
     turn = _assistant(turns, place, lambda said: False)
     calls = turn.message.setdefault("tool_calls", [])
     turn.places[f".tool_calls[{len(calls)}]"] = place
-    function = {"name": item.name, "arguments": item.arguments}
+    function = {"name": flat_name(item.namespace, item.name), "arguments": item.arguments}
     calls.append({"id": item.call_id, "type": "function", "function": function})
 
 

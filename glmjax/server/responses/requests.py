@@ -36,7 +36,6 @@ STATEFUL = {
     "conversation": RESEND,
     "previous_response_id": RESEND,
     "prompt": "send its text as instructions and input",
-    "store": "leave it out, or send false",
 }
 NEUTRAL: Neutral = {
     **unserved.SAMPLING,
@@ -55,6 +54,7 @@ NEUTRAL: Neutral = {
     "prompt_cache_options": (...,),
     "prompt_cache_retention": (...,),
     "service_tier": (...,),
+    "store": (True, False),  # the answer says that it is not
 }
 REASONING: Neutral = {"context": ("auto", "current_turn"), "mode": ("standard",)}
 
@@ -99,20 +99,22 @@ class ReasoningItem(BaseModel):
 
 
 class CallItem(BaseModel):
-    """A tool that the assistant called."""
+    """A tool that the assistant called, in a namespace or in none."""
 
     type: Literal["function_call"]
     call_id: str
     name: str
+    namespace: str | None = None
     arguments: str
 
 
 class CustomCallItem(BaseModel):
-    """A custom tool that the assistant called."""
+    """A custom tool that the assistant called, in a namespace or in none."""
 
     type: Literal["custom_tool_call"]
     call_id: str
     name: str
+    namespace: str | None = None
     input: str
 
     @property
@@ -129,6 +131,16 @@ class ResultItem(BaseModel):
     output: Text
 
 
+class ReferenceItem(BaseModel):
+    """An item of an earlier answer, by its id; without `type` too."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["item_reference"] | None = None
+    id: str
+
+
+REFERENCE = "item_reference"
 KINDS = (
     "message",
     "reasoning",
@@ -136,19 +148,19 @@ KINDS = (
     "function_call_output",
     "custom_tool_call",
     "custom_tool_call_output",
+    REFERENCE,
 )
 UNKNOWN_ITEM = "is of type {kind}, but must be of " + ", ".join(KINDS[:-1]) + " or " + KINDS[-1]
 
 
 def _kind(item: Any) -> Any:
-    kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
-    return "message" if kind is None else kind
+    if isinstance(item, dict) and item.get("type") is None:
+        return REFERENCE if "id" in item and item.keys() <= {"id", "type"} else "message"
+    return item["type"] if isinstance(item, dict) else getattr(item, "type", "message")
 
 
 def _known(item: Any) -> Any:
     kind = _kind(item)
-    if kind == "item_reference":
-        raise PydanticCustomError("item_type", f"is an item_reference, but {NO_STATE}; {RESEND}")
     if kind not in KINDS:
         raise PydanticCustomError("item_type", UNKNOWN_ITEM, {"kind": ascii(kind)[:60]})  # type: ignore[arg-type]
     return item
@@ -160,20 +172,21 @@ Item = Annotated[
     | Annotated[CallItem, Tag("function_call")]
     | Annotated[ResultItem, Tag("function_call_output")]
     | Annotated[CustomCallItem, Tag("custom_tool_call")]
-    | Annotated[ResultItem, Tag("custom_tool_call_output")],
+    | Annotated[ResultItem, Tag("custom_tool_call_output")]
+    | Annotated[ReferenceItem, Tag(REFERENCE)],
     Discriminator(_kind),
     BeforeValidator(_known),
 ]
 
 
 class ReasoningOptions(BaseModel):
-    """How the model thinks. Thoughts come as they are, so that there are no summaries of them."""
+    """How the model thinks. There are no summaries: who asks for one gets the thought as one."""
 
     model_config = ConfigDict(extra="allow")
 
     effort: Effort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
-    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None  # its old name
 
 
 class TextFormat(BaseModel):
@@ -221,7 +234,7 @@ class ResponsesRequest(SamplingFields):
     top_logprobs: int | None = None
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
-    truncation: Literal["disabled"] | None = None
+    truncation: Literal["auto", "disabled"] | None = None  # nothing is ever cut
     metadata: dict[str, str] | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
@@ -249,10 +262,15 @@ class ResponsesRequest(SamplingFields):
         return bool(self.top_logprobs) or LOGPROBS in (self.include or ())
 
     @property
-    def custom_tools(self) -> frozenset[str]:
-        """The names of tools that take any text."""
-        custom = [tool for tool in self.tools or () if tool.get("type") == "custom"]
-        return frozenset(tool["name"] for tool in custom if isinstance(tool.get("name"), str))
+    def summarises(self) -> bool:
+        """Whether thoughts come as summaries of themselves."""
+        asked = self.reasoning or ReasoningOptions()
+        return bool(asked.summary or asked.generate_summary)
+
+    @property
+    def stores(self) -> bool:
+        """Whether later requests may refer to what is answered."""
+        return (self.model_extra or {}).get("store") is not False
 
     def check_served(self) -> None:
         """Raise InvalidRequestError when something is asked for that is not served."""

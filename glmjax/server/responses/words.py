@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from glmjax.server.responses.requests import (
     TextFormat,
     TextOptions,
 )
-from glmjax.server.responses.tools import custom_input
+from glmjax.server.responses.tools import FlatTool, custom_input
 from glmjax.server.served import ServedModel
 from glmjax.text.parts import CallArguments, CallBegin, Content, Part, Reasoning
 
@@ -32,6 +32,20 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{secrets.token_hex(12)}"
 
 
+class _Part(NamedTuple):
+    """The one part that the text of an item stands in.
+
+    Attributes:
+        type: of it.
+        events: how the names of the events about it begin.
+        number: what its place among others is called in them.
+    """
+
+    type: str
+    events: str = "response.content_part"
+    number: str = "content_index"
+
+
 class _Kind(NamedTuple):
     """A kind of items.
 
@@ -39,15 +53,15 @@ class _Kind(NamedTuple):
         prefix: of ids.
         events: how the names of the events about its text begin.
         text: what they call the whole text.
-        part: the type of its one content part; None: it has none.
-        words: its own fields, given its content.
+        part: what the text stands in; None: in the item itself.
+        words: its own fields, given its parts.
         read: the text out of all that was said, which then comes at its end; None: as it is said.
     """
 
     prefix: str
     events: str
     text: str
-    part: str | None
+    part: _Part | None
     words: Callable[[_Item, list[Words]], Words]
     read: Callable[[str], str] | None = None
 
@@ -61,6 +75,7 @@ class _Item:
         begin: the part that it began with.
         index: its place in the output.
         id, call_id: made up.
+        tool: the words for which tool a call is of.
         texts: what it says, piece by piece.
         logprobs: of its tokens, where they were asked for.
     """
@@ -70,6 +85,7 @@ class _Item:
     index: int
     id: str
     call_id: str = field(default_factory=lambda: new_id("call"))
+    tool: Words = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
     logprobs: list[Words] = field(default_factory=list)
 
@@ -88,7 +104,7 @@ class _Item:
         """It begins."""
         yield self._item_event("added", "in_progress", [])
         if self.kind.part:
-            yield self._event("response.content_part.added", part=self._part())
+            yield self._event(f"{self.kind.part.events}.added", part=self._part(self.kind.part))
 
     def said(self, text: str, logprobs: list[Words]) -> Iterator[Words]:
         """More of its text."""
@@ -104,53 +120,61 @@ class _Item:
             yield self._event(f"{self.kind.events}.delta", delta=text)
         whole = {self.kind.text: text} | self._logged(self.logprobs)
         yield self._event(f"{self.kind.events}.done", **whole)
+        parts: list[Words] = []
         if self.kind.part:
-            yield self._event("response.content_part.done", part=self._part())
-        yield self._item_event("done", status, [self._part()])
+            parts.append(self._part(self.kind.part))
+            yield self._event(f"{self.kind.part.events}.done", part=parts[0])
+        yield self._item_event("done", status, parts)
 
-    def _part(self) -> Words:
+    def _part(self, part: _Part) -> Words:
         noted = {"annotations": []} if isinstance(self.begin, Content) else {}
-        words = {"type": self.kind.part, "text": self.text}
+        words = {"type": part.type, "text": self.text}
         return words | noted | self._logged(self.logprobs)
 
     def _logged(self, logprobs: list[Words]) -> Words:
         return {"logprobs": list(logprobs)} if isinstance(self.begin, Content) else {}
 
-    def _item_event(self, what: str, status: str, content: list[Words]) -> Words:
-        item = {"id": self.id, "status": status} | self.kind.words(self, content)
+    def _item_event(self, what: str, status: str, parts: list[Words]) -> Words:
+        item = {"id": self.id, "status": status} | self.kind.words(self, parts)
         type_ = f"response.output_item.{what}"
         return {"type": type_, "output_index": self.index, "item": item}
 
     def _event(self, type_: str, **words: Any) -> Words:
         place = {"type": type_, "item_id": self.id, "output_index": self.index}
-        return place | ({"content_index": 0} if self.kind.part else {}) | words
+        return place | ({self.kind.part.number: 0} if self.kind.part else {}) | words
 
 
-def _reasoning(item: _Item, content: list[Words]) -> Words:
-    return {"type": "reasoning", "summary": [], "content": content, "encrypted_content": None}
+def _reasoning(item: _Item, parts: list[Words]) -> Words:
+    return {"type": "reasoning", "summary": [], "content": parts, "encrypted_content": None}
 
 
-def _message(item: _Item, content: list[Words]) -> Words:
-    return {"type": "message", "role": "assistant", "content": content}
+def _summary(item: _Item, parts: list[Words]) -> Words:
+    return {"type": "reasoning", "summary": parts, "content": [], "encrypted_content": None}
 
 
-def _function_call(item: _Item, content: list[Words]) -> Words:
-    assert isinstance(item.begin, CallBegin)
-    call = {"call_id": item.call_id, "name": item.begin.name, "arguments": item.text}
-    return {"type": "function_call"} | call
+def _message(item: _Item, parts: list[Words]) -> Words:
+    return {"type": "message", "role": "assistant", "content": parts}
 
 
-def _custom_call(item: _Item, content: list[Words]) -> Words:
-    assert isinstance(item.begin, CallBegin)
-    call = {"call_id": item.call_id, "name": item.begin.name, "input": item.text}
-    return {"type": "custom_tool_call"} | call
+def _function_call(item: _Item, parts: list[Words]) -> Words:
+    call = {"type": "function_call", "call_id": item.call_id}
+    return call | item.tool | {"arguments": item.text}
 
 
+def _custom_call(item: _Item, parts: list[Words]) -> Words:
+    call = {"type": "custom_tool_call", "call_id": item.call_id}
+    return call | item.tool | {"input": item.text}
+
+
+_THOUGHT_PART, _TEXT_PART = _Part("reasoning_text"), _Part("output_text")
 _KINDS: dict[type[Part], _Kind] = {
-    Reasoning: _Kind("rs", "response.reasoning_text", "text", "reasoning_text", _reasoning),
-    Content: _Kind("msg", "response.output_text", "text", "output_text", _message),
+    Reasoning: _Kind("rs", "response.reasoning_text", "text", _THOUGHT_PART, _reasoning),
+    Content: _Kind("msg", "response.output_text", "text", _TEXT_PART, _message),
     CallBegin: _Kind("fc", "response.function_call_arguments", "arguments", None, _function_call),
 }
+# A thought as its own summary, which is all that many clients show of one.
+_SUMMARY_PART = _Part("summary_text", "response.reasoning_summary_part", "summary_index")
+_SUMMARY = _Kind("rs", "response.reasoning_summary_text", "text", _SUMMARY_PART, _summary)
 _CUSTOM = _Kind(
     "ctc", "response.custom_tool_call_input", "input", None, _custom_call, read=custom_input
 )
@@ -164,30 +188,47 @@ class Output:
     Args:
         sealed: thoughts also come as `encrypted_content`, for clients that keep nothing else of
             them. It is not encrypted: nothing here is secret to who asked.
-        custom: names of custom tools: their calls are told in another way.
+        summarised: thoughts come as summaries.
+        tools: those that have namespaces or take any text are called in other words.
+        keep: takes each item as it ends.
 
     Attributes:
         items: those that have ended.
     """
 
-    def __init__(self, sealed: bool = False, custom: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        sealed: bool = False,
+        summarised: bool = False,
+        tools: Sequence[FlatTool] = (),
+        keep: Callable[[Words], None] | None = None,
+    ) -> None:
         self.items: list[Words] = []
-        self._sealed, self._custom = sealed, custom
+        self._sealed, self._summarised, self._keep = sealed, summarised, keep
+        self._tools = {tool.function["name"]: tool for tool in tools}
         self._open: _Item | None = None
 
     def take(self, part: Part, logprobs: list[Words]) -> Iterator[Words]:
         """Events that tell of one more part, with the log probabilities of its tokens."""
         if self._open is None or not self._open.goes_on(part):
             yield from self.close("completed")
-            kind = self._kind(part)
-            self._open = _Item(kind, part, len(self.items), new_id(kind.prefix))
+            self._open = self._begun(part)
             yield from self._open.opened()
         if not isinstance(part, CallBegin):
             yield from self._open.said(part.text, logprobs)
 
-    def _kind(self, part: Part) -> _Kind:
-        custom = isinstance(part, CallBegin) and part.name in self._custom
-        return _CUSTOM if custom else _KINDS[type(part)]
+    def _begun(self, part: Part) -> _Item:
+        tool = self._tools.get(part.name) if isinstance(part, CallBegin) else None
+        kind = self._kind(part, tool)
+        item = _Item(kind, part, len(self.items), new_id(kind.prefix))
+        if isinstance(part, CallBegin):  # a model may make a name up
+            item.tool = {"name": part.name} if tool is None else tool.words
+        return item
+
+    def _kind(self, part: Part, tool: FlatTool | None) -> _Kind:
+        if isinstance(part, Reasoning) and self._summarised:
+            return _SUMMARY
+        return _CUSTOM if tool and tool.type == "custom" else _KINDS[type(part)]
 
     def close(self, status: str) -> Iterator[Words]:
         """Events that tell of the end of the item that goes on, if one does."""
@@ -197,6 +238,8 @@ class Output:
         if self._sealed and end["item"]["type"] == "reasoning":
             end["item"]["encrypted_content"] = SEAL + self._open.text
         self.items.append(end["item"])
+        if self._keep is not None:
+            self._keep(end["item"])
         self._open = None
         yield from (*events, end)
 
