@@ -96,6 +96,11 @@ class Engine:
         """Launch nothing until `resume`; steps in flight are still read, requests queue up."""
         self._paused = True
 
+    def retract(self) -> None:
+        """`pause`, and take all requests off the device; they are computed again."""
+        self._paused = True
+        self._scheduler.retract()
+
     def resume(self) -> None:
         """Go on after `pause`."""
         self._paused = False

@@ -122,9 +122,13 @@ class Group:
         return next(s for s in reversed(self.running) if s.state is State.RUNNING)
 
     def preempt(self, sequence: Sequence) -> None:
+        """`retract` a sequence for want of pages or slots, of which to set aside more then."""
+        self._foresight.preempted()
+        self.retract(sequence)
+
+    def retract(self, sequence: Sequence) -> None:
         """Take a sequence off the device; it is computed again from its tokens later."""
         self.preemptions += 1
-        self._foresight.preempted()
         sequence.state = State.PREEMPTED
         self.release_if_idle(sequence)
 

@@ -186,6 +186,13 @@ class Scheduler:
         for group in self._groups:
             group.cache.flush()
 
+    def retract(self) -> None:
+        """Take all sequences off the device, to be computed again from their tokens."""
+        for group in self._groups:
+            for sequence in list(group.running):
+                if sequence.state is State.RUNNING:
+                    group.retract(sequence)
+
     # planning
 
     def schedule(self) -> StepPlan | None:

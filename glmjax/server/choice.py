@@ -24,7 +24,7 @@ class ChoiceSpec:
     Attributes:
         prompt_ids: the prompt's token ids.
         sampling: how to continue it.
-        stops: strings that end the text, which does not hold them.
+        stops: strings that end the text.
         skip_special_tokens: special tokens add no text.
         hidden: the output is not shown, as only the prompt was asked about.
         grammar: what the output must be; None: anything.
@@ -34,6 +34,8 @@ class ChoiceSpec:
         reading: how the output is taken apart; None: it is text.
         priority: higher goes first.
         deadline_s: on the clock of time.monotonic; it fails then. None: never.
+        keep_stop: the text holds the stop string, or the stop token's text, that ended it.
+        rid: an id by which its client may end it alone; None: it has that of the request only.
     """
 
     prompt_ids: tuple[int, ...]
@@ -47,6 +49,8 @@ class ChoiceSpec:
     reading: Reading | None = None
     priority: int = 0
     deadline_s: float | None = None
+    keep_stop: bool = False
+    rid: str | None = None
 
     @property
     def constrained(self) -> bool:

@@ -18,6 +18,7 @@ from glmjax.text.output import AnswerDelta, take_output
 from glmjax.text.reader import AnswerReader, Reader, TextReader
 from glmjax.types import FinishReason, Request, RequestOutput
 
+ABORTED = "aborted"  # what answers say that were ended early
 DEADLINE = "deadline"  # how the engine's words for a request that ran out of time begin
 
 log = logging.getLogger(__name__)
@@ -28,14 +29,24 @@ class DeadlineError(RequestFailedError):
 
 
 class Generation:
-    """A request's choices under way. Iterate inside `async with`: leaving it aborts the rest."""
+    """A request's choices under way. Iterate inside `async with`: leaving it aborts the rest.
+
+    Attributes:
+        id: the request's.
+        specs: its choices.
+        names: all ids by which it, or one of its choices, may be ended.
+        begun_s: when it began, on the clock of time.monotonic.
+        why: why it was ended early, if it was.
+    """
 
     def __init__(self, frontend: Frontend, request_id: str, specs: Sequence[ChoiceSpec]):
         self.id = request_id
         self.specs = tuple(specs)
-        self.aborted = False
+        self.names = {request_id, *(spec.rid for spec in specs if spec.rid is not None)}
+        self.why = ABORTED
         self._frontend = frontend
-        self._begun = time.monotonic()
+        self.begun_s = time.monotonic()
+        self._aborted: set[str] = set()
         self._stream: OutputStream | None = None
         self._last: dict[int, ChoiceDelta] = {}
         self._error: GlmjaxError | None = None
@@ -51,14 +62,16 @@ class Generation:
         else:
             requests = self._requests()
         self._stream = await self._frontend.engine.submit(*requests)
-        if self.aborted:  # while grammars were compiled, when the engine did not know of it
-            self.abort()
-
-    def abort(self) -> None:
-        """End it early."""
-        self.aborted = True
-        for member in self.choices:
+        for member in self._aborted:  # while grammars were compiled: the engine did not know it
             self._frontend.engine.abort(member)
+
+    def abort(self, name: str, why: str = ABORTED) -> None:
+        """End early the choices that a name means, or all by the request's id."""
+        self.why = why
+        for member, choice in self.choices.items():
+            if name in (self.id, choice.spec.rid):
+                self._aborted.add(member)
+                self._frontend.engine.abort(member)
 
     async def __aenter__(self) -> Generation:
         return self
@@ -100,11 +113,11 @@ class Generation:
         early = "cancelled" if self._error is None else f"failed ({str(self._error)!r:.500})"
         log.info(
             "%.200s: %d prompt + %d completion tokens, %s, %.2f s",
-            self.id,
+            ", ".join(spec.rid for spec in self.specs if spec.rid) or self.id,
             sum(len(choice.spec.prompt_ids) for choice in self.choices.values()),
             sum(delta.completion_tokens for delta in self._last.values()),
             ", ".join(dict.fromkeys(end or early for end in ends)),
-            time.monotonic() - self._begun,
+            time.monotonic() - self.begun_s,
         )
 
     def _requests(self) -> list[Request]:
@@ -152,13 +165,14 @@ class Frontend:
             QueueFullError: too many requests are waiting.
             EngineStoppedError: the engine is not running.
         """
-        if request_id in self._alive or not request_id.isprintable():
-            problem = "in use" if request_id in self._alive else "not printable"
-            raise InvalidRequestError(f"request id {request_id!r} is {problem}", "request_id")
         for prompt_ids in {spec.prompt_ids for spec in specs}:
             self.served.check_prompt(prompt_ids)
         generation = Generation(self, request_id, specs)
-        self._alive[request_id] = generation
+        for name in sorted(generation.names):
+            if name in self._alive or not name.isprintable():
+                problem = "in use" if name in self._alive else "not printable"
+                raise InvalidRequestError(f"request id {name!r} is {problem}", "request_id")
+        self._alive |= dict.fromkeys(generation.names, generation)
         try:
             await generation.submit()
         except BaseException:
@@ -166,16 +180,24 @@ class Frontend:
             raise
         return generation
 
-    def abort(self, request_id: str) -> bool:
-        """End a request early; whether it was alive."""
-        generation = self._alive.get(request_id)
+    def abort(self, name: str, why: str = ABORTED) -> bool:
+        """End a request early, or one of its choices, by its id; whether it was alive."""
+        generation = self._alive.get(name)
         if generation is not None:
-            generation.abort()
+            generation.abort(name, why)
         return generation is not None
+
+    def abort_all(self, why: str = ABORTED) -> bool:
+        """End all requests early; whether there was one."""
+        alive = set(self._alive.values())
+        for generation in alive:
+            generation.abort(generation.id, why)
+        return bool(alive)
 
     def forget(self, generation: Generation) -> None:
         """A generation has ended."""
-        self._alive.pop(generation.id, None)
+        for name in generation.names:
+            self._alive.pop(name, None)
 
 
 class _Choice:
@@ -188,7 +210,7 @@ class _Choice:
 
     def take(self, output: RequestOutput) -> ChoiceDelta:
         """What an output adds. Raises RequestFailedError where it tells of a failure."""
-        delta = take_output(self._reader, output)
+        delta = take_output(self._reader, output, self.spec.keep_stop)
         if output.error is not None and delta.finish_reason is FinishReason.ABORT:
             late = output.error.startswith(DEADLINE)
             raise (DeadlineError if late else RequestFailedError)(output.error)
@@ -217,10 +239,19 @@ class _Choice:
 
 def _reader(spec: ChoiceSpec, served: ServedModel) -> Reader:
     if spec.reading is None:
-        return TextReader(Detokenizer(served.tokenizer, spec.stops, spec.skip_special_tokens))
+        return TextReader(
+            Detokenizer(
+                served.tokenizer, spec.stops, spec.skip_special_tokens, keep_stop=spec.keep_stop
+            )
+        )
     opening = served.opening(spec.prompt_ids)
     return AnswerReader(
-        served.tokenizer, spec.reading, opening, spec.stops, spec.skip_special_tokens
+        served.tokenizer,
+        spec.reading,
+        opening,
+        spec.stops,
+        spec.skip_special_tokens,
+        keep_stop=spec.keep_stop,
     )
 
 

@@ -6,9 +6,11 @@ import importlib.metadata
 import time
 from typing import Any
 
+from glmjax.config import ARCHITECTURE, MODEL_TYPE
 from glmjax.server.engine_thread import Snapshot
 from glmjax.server.frontend import Frontend
 from glmjax.server.metrics import accept_length, cache_hit_rate
+from glmjax.server.request_times import RequestTimes
 
 VERSION = f"glmjax {importlib.metadata.version('glmjax')}"
 
@@ -27,6 +29,21 @@ def server_args(frontend: Frontend) -> dict[str, Any]:
     }
 
 
+def model_info(frontend: Frontend) -> dict[str, Any]:
+    """Everything of /get_model_info."""
+    args = server_args(frontend)
+    names = ("model_path", "tokenizer_path", "served_model_name")
+    return {name: args[name] for name in names} | {
+        "is_generation": True,
+        "preferred_sampling_params": None,
+        "weight_version": frontend.engine.snapshot().weight_version,
+        "has_image_understanding": False,
+        "has_audio_understanding": False,
+        "model_type": MODEL_TYPE,
+        "architectures": [ARCHITECTURE],
+    }
+
+
 def load_numbers(frontend: Frontend) -> dict[str, Any]:
     """How busy the server is; shares are between 0 and 1."""
     load = frontend.engine.load()
@@ -42,15 +59,16 @@ def load_numbers(frontend: Frontend) -> dict[str, Any]:
     }
 
 
-def server_info(frontend: Frontend) -> dict[str, Any]:
+def server_info(frontend: Frontend, times: RequestTimes) -> dict[str, Any]:
     """Everything of /get_server_info."""
     snapshot = frontend.engine.snapshot()
+    throughput = {"last_gen_throughput": times.tokens.per_second(time.monotonic())}
     return server_args(frontend) | {
         "status": frontend.engine.state,
         "paused": snapshot.paused,
         "weight_version": snapshot.weight_version,
         "uptime_seconds": time.time() - frontend.started,
-        "internal_states": [load_numbers(frontend) | _since_start(snapshot)],
+        "internal_states": [load_numbers(frontend) | throughput | _since_start(snapshot)],
     }
 
 

@@ -195,6 +195,7 @@ def _buckets(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
     return list(zip(bounds, histogram.cumulative(), strict=True)), histogram.sum
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """All metrics, in Prometheus' text format."""

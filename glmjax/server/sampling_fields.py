@@ -25,7 +25,6 @@ NAME = re.compile(r"\A(?:the )?\w+|\w+(?= \d+(?: make |\Z))|(?<= leave )\w+(?= o
 SAME = (
     "temperature",
     "top_p",
-    "top_k",
     "min_p",
     "frequency_penalty",
     "presence_penalty",
@@ -55,6 +54,8 @@ class SamplingFields(GrammarFields):
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    no_stop_trim: bool | None = None  # SGLang's name, and vLLM's
+    include_stop_str_in_output: bool | None = None
 
     def specs(
         self,
@@ -83,6 +84,7 @@ class SamplingFields(GrammarFields):
             sampling=served.sampling(**(self._sampling(served) | dict(sampling))),
             stops=tuple(self.stop or ()),
             skip_special_tokens=self.skip_special_tokens is not False,
+            keep_stop=bool(self.no_stop_trim or self.include_stop_str_in_output),
             **fields,
         )
         of = [replace(spec, prompt_ids=tuple(prompt)) for prompt in prompts]
@@ -90,6 +92,7 @@ class SamplingFields(GrammarFields):
 
     def _sampling(self, served: ServedModel) -> dict[str, Any]:
         return {name: getattr(self, name) for name in SAME} | {
+            "top_k": -1 if self.top_k == 0 else self.top_k,  # vLLM's and HF's word for all
             "logit_bias": logit_bias(self.logit_bias, served),
             "stop_token_ids": self.stop_token_ids or (),
         }

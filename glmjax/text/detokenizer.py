@@ -12,17 +12,19 @@ from glmjax.text.tokenizer import Tokenizer
 class StopCutter:
     """Text up to the stop string that is first complete, as soon as it is sure.
 
-    Where several are complete at once, the text ends before the longest.
+    Where several are complete at once, the longest counts.
 
     Args:
         stops: stop strings, none of them empty.
+        keep: the text ends behind the stop string, else before it.
 
     Attributes:
         matched: the stop string that was found, or None. Nothing may be pushed after it.
     """
 
-    def __init__(self, stops: Sequence[str]):
+    def __init__(self, stops: Sequence[str], keep: bool = False):
         self.matched: str | None = None
+        self._keep = keep
         self._matcher = stop_matcher(tuple(stops)) if stops else None
         self._state = 0
         self._held = ""
@@ -37,7 +39,7 @@ class StopCutter:
             length = self._matcher.matched(self._state)
             if length:
                 self.matched, self._held = pending[end - length : end], ""
-                return pending[: end - length]
+                return pending[: end if self._keep else end - length]
         sure = len(pending) - self._matcher.pending(self._state)
         self._held = pending[sure:]
         return pending[:sure]
@@ -58,15 +60,20 @@ class Detokenizer:
         tokenizer: gives the bytes of a token.
         stops: stop strings, none of them empty.
         skip_special_tokens: special tokens add no text.
+        keep_stop: the text ends behind the stop string, else before it.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stops: Sequence[str] = (), skip_special_tokens: bool = True
+        self,
+        tokenizer: Tokenizer,
+        stops: Sequence[str] = (),
+        skip_special_tokens: bool = True,
+        keep_stop: bool = False,
     ):
         self._token_bytes = tokenizer.token_bytes
         self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._cutter = StopCutter(stops)
+        self._cutter = StopCutter(stops, keep_stop)
 
     @property
     def matched(self) -> str | None:

@@ -38,10 +38,16 @@ def text_of(parts: Iterable[Part]) -> str:
     return "".join(part.text for part in parts if isinstance(part, Content))
 
 
-def take_output(reader: Reader, output: RequestOutput) -> AnswerDelta:
-    """Feed an output to its request's reader. Tokens after the answer's end are dropped."""
+def take_output(reader: Reader, output: RequestOutput, keep_stop: bool = False) -> AnswerDelta:
+    """Feed an output to its request's reader. Tokens after the answer's end are dropped.
+
+    Args:
+        reader: of the request.
+        output: what the engine put out.
+        keep_stop: a matched stop token is read like any other, else it adds no text.
+    """
     ids, logprobs, end = output.token_ids, output.logprobs, output.finish_reason
-    body = ids if output.matched_stop is None else ids[:-1]
+    body = ids if output.matched_stop is None or keep_stop else ids[:-1]
     parts: list[Part] = []
     for n, token_id in enumerate(body, 1):
         parts += reader.push(token_id)

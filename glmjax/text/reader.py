@@ -114,6 +114,7 @@ class AnswerReader:
         opening: where the prompt leaves the model.
         stops: stop strings, none of them empty.
         skip_special_tokens: special tokens add no text.
+        keep_stop: the text ends behind the stop string, else before it.
     """
 
     def __init__(
@@ -123,13 +124,14 @@ class AnswerReader:
         opening: Opening,
         stops: Sequence[str] = (),
         skip_special_tokens: bool = True,
+        keep_stop: bool = False,
     ):
         self.reasoning_tokens = 0
         self.ended = False
         self._reading = reading
         self._raw = not reading.separate_reasoning
         self._lexer = Lexer(tokenizer, skip_special_tokens)
-        self._cutter = StopCutter(stops)
+        self._cutter = StopCutter(stops, keep_stop)
         self._blank: list[str] = []  # white space before it is known what begins
         self._thought = _Trimmed(front=opening.fresh)
         self._withheld: list[str] = []  # the thought, where it comes whole

@@ -84,6 +84,11 @@ def preempt(engine: Engine, which: int) -> None:
         group.preempt(running[which])
 
 
+def retract(engine: Engine) -> None:
+    engine.retract()
+    engine.resume()
+
+
 def abort_last(engine: Engine) -> None:
     alive = list(engine._scheduler._alive)
     if alive:
@@ -95,6 +100,7 @@ EVENTS = {
     "abort last": abort_last,
     "preempt": lambda engine: preempt(engine, 0),
     "preempt last": lambda engine: preempt(engine, -1),
+    "retract": retract,
     "flush": lambda engine: engine.flush_cache(),
 }
 PATTERNS = range(2**NEW)
@@ -114,7 +120,7 @@ def test_a_stop_at_every_place_of_every_chain(page_size, drafts, drafting):
         assert collected.last["0"].finish_reason is not FinishReason.ABORT
 
 
-@pytest.mark.parametrize("event", ["abort", "preempt", "flush"])
+@pytest.mark.parametrize("event", ["abort", "preempt", "retract", "flush"])
 def test_every_event_at_every_moment_of_every_chain(event):
     for right, moment, page_size in product(PATTERNS, range(8), [1, 2]):
         pages = -(-(PROMPT + NEW) // page_size) + 1

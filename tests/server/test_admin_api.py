@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,9 +10,10 @@ from typing import Any
 
 import httpx
 import pytest
-from live import Live, live, oracle
+from live import Live, live, oracle, wait_until
 
 from glmjax.server.served import ServedModel
+from glmjax.server.sglang.admin_api import PAUSES
 
 PROMPT = list(range(1, 50))
 
@@ -45,8 +47,9 @@ def test_flushing_the_cache(server: Live, client: httpx.Client, method: str):
     assert cached_tokens(client) == 48, "and it fills again"
 
 
-def test_a_request_of_a_paused_server_waits(server: Live, client: httpx.Client):
-    assert client.post("/pause_generation").json()["success"]
+@pytest.mark.parametrize("mode", PAUSES)
+def test_a_request_of_a_paused_server_waits(server: Live, client: httpx.Client, mode: str):
+    assert client.post("/pause_generation", json={"mode": mode}).json()["success"]
     assert client.get("/get_server_info").json()["paused"]
     with ThreadPoolExecutor() as pool:
         answer = pool.submit(client.post, "/generate", json=body())
@@ -59,20 +62,28 @@ def test_a_request_of_a_paused_server_waits(server: Live, client: httpx.Client):
     assert not client.get("/get_server_info").json()["paused"]
 
 
-def test_a_running_request_stands_still_and_goes_on(served: ServedModel):
+@pytest.mark.parametrize("mode", ["in_place", "retract"])
+def test_a_running_request_stands_still_and_goes_on(served: ServedModel, mode: str):
     with live(served, step_s=0.002) as server, server.http as client:
         with client.stream("POST", "/generate", json=body(400, stream=True)) as response:
             lines = (line for line in response.iter_lines() if line)
             next(lines)
-            assert client.post("/pause_generation", json={"mode": "in_place"}).json()["success"]
+            assert client.post("/pause_generation", json={"mode": mode}).json()["success"]
             time.sleep(0.05)  # what was launched before is still read
+            load, retracted = server.frontend.engine.load, mode == "retract"
+            wait_until(lambda: load()[:2] == ((0, 1) if retracted else (1, 0)))
+            assert counters(server).preemptions == retracted
+            if retracted:  # nothing of it is left on the device
+                client.post("/flush_cache")
+                assert (load().cached_tokens, load().used_tokens) == (0, 0)
             counts = [counters(server) for _ in range(2) if time.sleep(0.1) is None]
             assert counts[0] == counts[1]
             assert counts[0].generated_tokens < 400
             client.post("/continue_generation")
             *_, last, done = lines
         assert done == "data: [DONE]"
-        assert '"completion_tokens":400' in last
+        answer = json.loads(last.removeprefix("data: "))
+        assert answer["output_ids"] == oracle(PROMPT, 400)
         server.wait_idle()
 
 
@@ -81,7 +92,7 @@ def counters(server: Live):
 
 
 def test_an_abort_reaches_a_request_of_a_paused_server(client: httpx.Client):
-    client.post("/pause_generation")
+    client.post("/pause_generation", json={"mode": "in_place"})
     with ThreadPoolExecutor() as pool:
         answer = pool.submit(client.post, "/generate", json=body(rid="paused"))
         while not client.post("/abort_request", json={"rid": "paused"}).json()["aborted"]:
@@ -96,13 +107,35 @@ def test_pausing_and_going_on_twice(client: httpx.Client):
     assert client.post("/generate", json=body()).json()["output_ids"] == oracle(PROMPT, 10)
 
 
-@pytest.mark.parametrize("mode", ["abort", "retract", ""])
+@pytest.mark.parametrize("given", [{}, {"json": {}}, {"json": {"mode": "abort", "x": None}}])
+def test_a_pause_ends_all_requests(served: ServedModel, given: dict[str, Any]):
+    """As trainers have it, which post no body and wait for answers that were aborted."""
+    with (
+        live(served, slots=1, step_s=0.002) as server,
+        server.http as client,
+        ThreadPoolExecutor() as pool,
+    ):
+        load = server.frontend.engine.load
+        answers = [pool.submit(client.post, "/generate", json=body(2000)) for _ in range(2)]
+        wait_until(lambda: load()[:2] == (1, 1))
+        assert client.post("/pause_generation", **given).json()["success"]
+        said = [answer.result().json() for answer in answers]
+        assert [each["meta_info"]["finish_reason"]["type"] for each in said] == ["abort"] * 2
+        for each in said:
+            assert each["output_ids"] == oracle(PROMPT, len(each["output_ids"]))
+        later = pool.submit(client.post, "/generate", json=body())
+        wait_until(lambda: load()[:2] == (0, 1))
+        client.post("/continue_generation")
+        assert later.result().json()["output_ids"] == oracle(PROMPT, 10)
+
+
+@pytest.mark.parametrize("mode", ["aborted", ""])
 def test_other_ways_to_pause_are_refused(client: httpx.Client, mode: str):
     refusal = client.post("/pause_generation", json={"mode": mode})
     assert refusal.status_code == 400
     error = refusal.json()["error"]
     assert error["param"] == "mode"
-    assert f"mode is {mode!r}, but only 'in_place' is served" in error["message"]
+    assert f"mode is {mode!r}, but must be one of ['abort'" in error["message"]
     assert not client.get("/get_server_info").json()["paused"]
 
 
@@ -134,3 +167,46 @@ def test_what_the_server_tells_of_itself(server: Live, client: httpx.Client):
     assert state["num_cached_tokens"] >= 48
     assert 0 < state["cache_hit_rate"] < 1
     assert 1 <= state["avg_spec_accept_length"] <= server.frontend.engine.limits.num_drafts + 1
+    assert state["last_gen_throughput"] > 0
+
+
+@pytest.mark.parametrize("path", ["/get_model_info", "/model_info"])
+def test_what_the_model_is(server: Live, client: httpx.Client, path: str):
+    folder = str(server.frontend.served.folder)
+    assert client.get(path).json() == {
+        "model_path": folder,
+        "tokenizer_path": folder,
+        "served_model_name": server.model,
+        "is_generation": True,
+        "preferred_sampling_params": None,
+        "weight_version": "default",
+        "has_image_understanding": False,
+        "has_audio_understanding": False,
+        "model_type": "glm4_moe",
+        "architectures": ["Glm4MoeForCausalLM"],
+    }
+
+
+def test_how_busy_it_is(served: ServedModel):
+    with live(served, slots=1, step_s=0.002) as server, server.http as client:
+        with ThreadPoolExecutor() as pool:
+            for _ in range(3):
+                pool.submit(client.post, "/generate", json=body(2000))
+            wait_until(lambda: server.frontend.engine.load()[:2] == (1, 2))
+            (load,) = client.get("/v1/loads?include=core").json()["loads"]
+            old = client.get("/get_load").json()
+            client.post("/abort_request", json={"abort_all": True})
+        numbers = {"num_running_reqs": 1, "num_waiting_reqs": 2, "num_total_reqs": 3}
+        assert load.items() >= ({"dp_rank": 0} | numbers).items()
+        assert old[0].pop("num_tokens") > 0
+        assert old == [{"dp_rank": 0, "num_reqs": 3, "num_waiting_reqs": 2}]
+        server.wait_idle()
+        (load,) = client.get("/v1/loads").json()["loads"]
+        assert load["num_total_reqs"] == 0
+
+
+@pytest.mark.parametrize("path", ["/health", "/metrics"])
+def test_a_look_at_the_head(client: httpx.Client, path: str):
+    head, whole = client.head(path), client.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == whole.headers["content-type"]

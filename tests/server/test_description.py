@@ -26,6 +26,7 @@ from glmjax.server.http.request_schemas import EITHER, EXTRA, FIELDS, OF_MODEL
 from glmjax.server.http.server import create_app
 from glmjax.server.request_times import RequestTimes
 from glmjax.server.served import ServedModel
+from glmjax.server.unserved import NOTHING
 
 TEXT = (
     "\n<think>hm</think>\nHello."
@@ -149,7 +150,8 @@ def test_requests_are_described_as_narrow_as_they_are(description: dict[str, Any
     assert "stop" in components["ChatRequest"]["properties"]
     store = components["ChatRequest"]["properties"]["store"]
     assert store == {"anyOf": [{"const": False}, {"type": "null"}]}
-    assert components["ChatRequest"]["additionalProperties"] is False
+    assert components["ChatRequest"]["additionalProperties"] == NOTHING
+    assert components["TokenizeRequest"]["additionalProperties"] == NOTHING
 
 
 # Answers

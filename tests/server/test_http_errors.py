@@ -57,7 +57,7 @@ def post(server: Live, path: str, body: Any) -> tuple[int, dict[str, Any]]:
         (CHAT, HI | {"temperature": -1}, "temperature", "0 or more"),
         (CHAT, HI | {"temperature": "hot"}, "temperature", "number"),
         (CHAT, HI | {"top_p": 0}, "top_p", "above 0"),
-        (CHAT, HI | {"top_k": 0}, "top_k", "-1"),
+        (CHAT, HI | {"top_k": -2}, "top_k", "-1"),
         (CHAT, {"messages": []}, "messages", "at least one message"),
         (CHAT, HI | {"min_p": 2}, "min_p", "between 0 and 1"),
         (CHAT, HI | {"frequency_penalty": 3}, "frequency_penalty", "between -2 and 2"),
@@ -138,7 +138,7 @@ def post(server: Live, path: str, body: Any) -> tuple[int, dict[str, Any]]:
         ),
         (
             "/generate",
-            {"text": "a", "sampling_params": {"max_new_tokens": 0}},
+            {"text": "a", "sampling_params": {"max_new_tokens": -1}},
             "max_new_tokens",
             "1 or more",
         ),

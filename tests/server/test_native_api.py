@@ -8,7 +8,9 @@ from typing import Any
 from unittest.mock import ANY
 
 import pytest
-from live import Live, oracle
+from live import Live, live, oracle
+
+from glmjax.server.served import ServedModel
 
 GREEDY = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
 
@@ -30,8 +32,9 @@ def events(server: Live, **body: Any) -> list[dict[str, Any]]:
 
 
 def without_drafts(answer: dict[str, Any]) -> dict[str, Any]:
-    """An answer without the counts that depend on how fast steps were."""
-    meta = {k: v for k, v in answer["meta_info"].items() if not k.startswith("spec_")}
+    """An answer without what depends on how fast steps were."""
+    timed = ("spec_", "e2e_")
+    meta = {k: v for k, v in answer["meta_info"].items() if not k.startswith(timed)}
     return answer | {"meta_info": meta}
 
 
@@ -47,6 +50,8 @@ def test_ids_in_ids_out(server: Live):
         "completion_tokens": 12,
         "cached_tokens": 0,
         "weight_version": "default",
+        "e2e_latency": ANY,
+        "reasoning_tokens": 0,
         "spec_verify_ct": ANY,
         "spec_accept_length": ANY,
         "spec_acceptance": ANY,
@@ -113,6 +118,51 @@ def test_stops(server: Live):
     assert answer["output_ids"] == ids[:count]
     assert text[3:5] in decode(ids[:count])
     assert text[3:5] not in decode(ids[: count - 1])
+
+
+def test_an_answer_of_no_tokens(server: Live):
+    sampling = {"max_new_tokens": 0, "temperature": 0}
+    answer = generate(server, text="hello", sampling_params=sampling)
+    assert (answer["text"], answer["output_ids"]) == ("", [])
+    meta = answer["meta_info"]
+    assert meta["finish_reason"] == {"type": "length", "length": 0}
+    assert meta["prompt_tokens"] == len(server.frontend.served.tokenizer.encode("hello"))
+    assert meta["completion_tokens"] == 0
+    many = generate(
+        server, text=["a", "b"], sampling_params=[sampling, GREEDY], return_logprob=True
+    )
+    assert [len(each["meta_info"]["output_token_logprobs"]) for each in many] == [0, 12]
+    (last,) = events(server, text="hello", sampling_params=sampling)
+    assert without_drafts(last)["text"] == ""
+
+
+def test_how_long_it_took_and_the_thought_in_it(served: ServedModel):
+    encode = served.tokenizer.encode
+    ends = list(served.eos_token_ids[:1])
+    with live(served) as server:
+        for before, said, thought in [
+            ("<|user|>hi<|assistant|>", "\n<think>hm, well</think>\nHi </think>", "hm, well"),
+            ("<|user|>hi<|assistant|><think>", "hm</think>Hi", "hm"),
+            ("hi", "<think>on and on", "on and on"),
+            ("<|user|>hi<|assistant|><think></think>", "no</think>", ""),
+            ("hi", "no thought", ""),
+        ]:
+            server.runner.script = encode(said) + ends
+            answer = generate(server, text=before, sampling_params={"max_new_tokens": 50})
+            meta = answer["meta_info"]
+            assert meta["reasoning_tokens"] == len(encode(thought)), said
+            assert 0 < meta["e2e_latency"] < 30
+        *others, last = events(server, text="hi", sampling_params={"max_new_tokens": 50})
+    assert "e2e_latency" in last["meta_info"]
+    assert not any("e2e_latency" in other["meta_info"] for other in others)
+
+
+def test_a_model_that_may_be_named(server: Live):
+    assert generate(server, text="a", model=server.model)["output_ids"]
+    with server.http as client:
+        refused = client.post("/generate", json={"text": "a", "model": "gpt-4"})
+    assert refused.status_code == 404
+    assert refused.json()["error"]["param"] == "model"
 
 
 def test_default_length(server: Live):
@@ -193,6 +243,19 @@ def test_no_special_token_is_added_to_a_text(server: Live):
     assert again.json() == {"text": "a"}
 
 
+def test_texts_of_tokens(server: Live):
+    with server.http as client:
+        body = {"prompt": "hi 🎉<|user|>", "return_token_strs": True, "chat_template": None}
+        one = client.post("/tokenize", json=body).json()
+        two = client.post("/tokenize", json=body | {"prompt": ["hi", ""]}).json()
+        plain = client.post("/tokenize", json=body | {"return_token_strs": False}).json()
+    assert len(one["token_strs"]) == one["count"]
+    assert one["token_strs"][:2] == ["hi", " "]
+    assert one["token_strs"][-1] == "<|user|>"
+    assert two["token_strs"] == [["hi"], []]
+    assert "token_strs" not in plain
+
+
 @pytest.mark.parametrize(
     ("body", "param", "words"),
     [
@@ -220,6 +283,7 @@ def test_health_and_information(server: Live):
         for path in ("/health", "/health_generate"):
             assert client.get(path).json() == {"status": "running"}
         info = client.get("/get_server_info").json()
+        assert client.get("/server_info").json().keys() == info.keys()
     assert info["served_model_name"] == "tiny-glm"
     assert info["internal_states"][0]["num_running_reqs"] == 0
     assert info["max_running_requests"] == 8

@@ -85,6 +85,18 @@ def test_no_call(client: httpx.Client):
         assert calls(client, text) == (text.rstrip(), [])
 
 
+def test_a_tool_choice(client: httpx.Client):
+    said = call("add", a="1", b="2")
+    body = {"text": said, "tools": TOOLS}
+    named = {"type": "function", "function": {"name": "add"}}
+    for choice in ("auto", "required", named, None):
+        found = post(client, PARSE, **body, tool_choice=choice)
+        assert [each["name"] for each in found["calls"]] == ["add"]
+    assert post(client, PARSE, **body, tool_choice="none") == {"normal_text": said, "calls": []}
+    refused = client.post(PARSE, json=body | {"tool_choice": "sometimes"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tool_choice")
+
+
 def test_a_thought_stays_in_the_text_and_its_calls_too(
     client: httpx.Client, client_47: httpx.Client
 ):

@@ -84,6 +84,15 @@ def test_null_is_the_default(server: Live, ask: Callable[[Live, dict[str, Any]],
     assert server.runner.asked[-1] == SamplingParams(max_new_tokens=4, min_new_tokens=2, seed=SEED)
 
 
+@pytest.mark.parametrize("ask", [chat, complete, generate])
+def test_no_likeliest_tokens_are_all_tokens(
+    server: Live, ask: Callable[[Live, dict[str, Any]], None]
+):
+    server.runner.asked.clear()
+    ask(server, {"top_k": 0})
+    assert server.runner.asked[-1].top_k == -1
+
+
 def test_openais_client_passes_its_own_fields(server: Live):
     server.runner.asked.clear()
     with server.openai as client:

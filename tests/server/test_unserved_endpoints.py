@@ -74,7 +74,7 @@ def test_no_path_is_in_the_table_twice():
         ("/v1/completes", "/v1/completions"),  # /v1/complete is another server's
         ("/v1/chat/completions2", "/v1/chat/completions"),
         ("/genrate", "/generate"),
-        ("/server_info", "/get_server_info"),
+        ("/get_serverinfo", "/get_server_info"),
         ("/metric", "/metrics"),
     ],
 )

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from glmjax.server.frontend import Frontend
+from glmjax.server.request_times import RequestTimes
 
 
 def frontend_of(request: Request) -> Frontend:
@@ -14,4 +15,10 @@ def frontend_of(request: Request) -> Frontend:
     return request.app.state.frontend
 
 
+def times_of(request: Request) -> RequestTimes:
+    """Times of the app's requests."""
+    return request.app.state.times
+
+
 FrontendOf = Annotated[Frontend, Depends(frontend_of)]
+TimesOf = Annotated[RequestTimes, Depends(times_of)]

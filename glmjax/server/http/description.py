@@ -19,10 +19,10 @@ Schema = dict[str, Any]
 ABOUT = """A server of one model of the GLM-4.5 family: 4.5, 4.5 Air, 4.6 or 4.7.
 
 It speaks OpenAI's API, Anthropic's Messages and SGLang's own API. A field that it does not know is
-an error that names the field; a field that is null is as if left out. Errors have the shape of
-OpenAI's API, under /v1/messages that of Anthropic's. Any path answers 404 with the code
-"unknown_path", or "not_served" where it is one of another server's; a wrong method answers 405.
-Numbers and booleans may also come as strings that spell them."""
+an error that names the field, unless it is null, false or empty; a field that is null is as if
+left out. Errors have the shape of OpenAI's API, under /v1/messages that of Anthropic's. Any path
+answers 404 with the code "unknown_path", or "not_served" where it is one of another server's; a
+wrong method answers 405. Numbers and booleans may also come as strings that spell them."""
 
 OPENAPI = "3.1.0"  # what makers of clients read
 ANTHROPIC = "/v1/messages"

@@ -13,6 +13,7 @@ from glmjax.server.http.welcome import Welcome
 from glmjax.server.openai import answers as openai
 from glmjax.server.responses import answers as responses
 from glmjax.server.sglang import answers as sglang
+from glmjax.server.sglang.admin_api import PAUSES
 
 Example = Mapping[str, Any]
 
@@ -39,7 +40,6 @@ KINDS: dict[str, tuple[int, ...]] = {
     "computed of a model": (400, 404, 413, 500),
     "engine": (500, 503),  # has the engine do something
     "engine and body": (400, 413, 500, 503),
-    "generation": (400, 413, 429, 500, 503, 504),
     "generation of a model": (400, 404, 413, 429, 500, 503, 504),
     "probe": (429, 500, 503),
 }
@@ -154,7 +154,7 @@ ENDPOINTS: dict[str, Endpoint] = {
     "/v1/models/{name}": Endpoint("OpenAI", "object", openai.Model),
     "/generate": Endpoint(
         "SGLang",
-        "generation",
+        "generation of a model",
         sglang.GenerateAnswers,
         sglang.GenerateAnswer,
         {
@@ -170,7 +170,10 @@ ENDPOINTS: dict[str, Endpoint] = {
         },
     ),
     "/abort_request": Endpoint(
-        "SGLang", "computed", sglang.Aborted, examples={"by id": {"rid": "my-request"}}
+        "SGLang",
+        "computed",
+        sglang.Aborted,
+        examples={"by id": {"rid": "my-request"}, "all": {"abort_all": True}},
     ),
     "/tokenize": Endpoint(
         "SGLang",
@@ -202,6 +205,9 @@ ENDPOINTS: dict[str, Endpoint] = {
     ),
     "/health": Endpoint("Operation", "engine", sglang.Status, answers={503: sglang.Status}),
     "/health_generate": Endpoint("Operation", "probe", sglang.Status),
+    "/get_model_info": Endpoint("Operation", "plain", sglang.ModelInfo),
+    "/v1/loads": Endpoint("Operation", "plain", sglang.Loads),
+    "/get_load": Endpoint("Operation", "plain", sglang.OldLoads),
     "/get_server_info": Endpoint("Operation", "plain", sglang.ServerInfo),
     "/metrics": Endpoint("Operation", "plain", None),
     "/flush_cache": Endpoint("Operation", "engine", sglang.Done),
@@ -209,7 +215,7 @@ ENDPOINTS: dict[str, Endpoint] = {
         "Operation",
         "engine and body",
         sglang.Done,
-        examples={"in place": {"mode": "in_place"}},
+        examples={mode: {"mode": mode} for mode in PAUSES},
     ),
     "/continue_generation": Endpoint("Operation", "engine", sglang.Done),
     "/": Endpoint("Operation", "plain", Welcome),

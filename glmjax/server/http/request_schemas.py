@@ -10,6 +10,7 @@ from glmjax.server.anthropic import requests as anthropic
 from glmjax.server.choice import MAX_CHOICES
 from glmjax.server.openai.answers import ChatTool, ChatTurn
 from glmjax.server.responses import requests as responses
+from glmjax.server.sglang.admin_api import PAUSES
 from glmjax.server.sglang.reading_api import PARSERS
 from glmjax.types import MAX_LOGPROBS
 
@@ -31,7 +32,7 @@ PENALTY = {"minimum": -2, "maximum": 2}
 SAMPLING: dict[str, Schema] = {
     "temperature": {"minimum": 0},
     "top_p": {"exclusiveMinimum": 0, "maximum": 1},
-    "top_k": {"minimum": -1, "not": {"const": 0}},
+    "top_k": {"minimum": -1},
     "min_p": SHARE,
     "frequency_penalty": PENALTY,
     "presence_penalty": PENALTY,
@@ -60,7 +61,7 @@ FIELDS: dict[str, dict[str, Schema]] = {
     "TokenizeRequest": CONVERSATION,
     "ParseFunctionCallRequest": {"tools": CONVERSATION["tools"], "tool_call_parser": PARSER},
     "SeparateReasoningRequest": {"reasoning_parser": PARSER},
-    "PauseRequest": {"mode": {"enum": ["in_place"]}},
+    "PauseRequest": {"mode": {"enum": [*PAUSES]}},
 }
 # Who names a model names the one that is served.
 OF_MODEL = (
@@ -69,6 +70,7 @@ OF_MODEL = (
     "ResponsesRequest",
     "MessagesRequest",
     "PromptRequest",
+    "GenerateRequest",
     "TokenizeRequest",
     "DetokenizeRequest",
 )
@@ -103,7 +105,7 @@ def narrow(components: dict[str, Schema], model: str) -> None:
         if name in EXTRA:
             extra = {field: _neutral(values) for field, values in EXTRA[name].items()}
             schema["properties"] = schema["properties"] | extra | schema["properties"]
-            schema["additionalProperties"] = False
+            schema["additionalProperties"] = unserved.NOTHING
         if name in EITHER:
             schema["oneOf"] = [_given(field) for field in EITHER[name]]
 
@@ -121,9 +123,11 @@ def _neutral(values: tuple[Any, ...]) -> Schema:
 
 def _only(value: Any) -> Schema:
     """The schema of one value, in words that makers of clients understand."""
+    if value == []:
+        return {"type": "array", "items": {"type": "null"}}
     if isinstance(value, list):
-        items = {"enum": value} if value else {}
-        return {"type": "array", "items": items, "minItems": len(value), "maxItems": len(value)}
+        size = len(value)
+        return {"type": "array", "items": {"enum": value}, "minItems": size, "maxItems": size}
     if isinstance(value, dict):
         return {"type": "object", "maxProperties": 0}
     return {"const": value}

@@ -4,34 +4,29 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from glmjax.errors import InvalidRequestError, ModelNotFoundError
 from glmjax.server.choice import ChoiceSpec
 from glmjax.server.grammar_fields import response_format
 from glmjax.server.sampling_fields import SamplingFields, deadline, logit_bias
 from glmjax.server.served import ServedModel
 from glmjax.server.tool_fields import Toolset, toolset
+from glmjax.server.unserved import Exact
 from glmjax.text.grammar import GrammarSpec
 from glmjax.text.reader import Reading
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, for /v1/completions only
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Exact):
     """What a stream says besides its text."""
-
-    model_config = ConfigDict(extra="forbid")
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None  # vLLM's, SGLang's: every chunk has the usage so far
     include_obfuscation: bool | None = None  # changes nothing here: nothing is padded
 
 
-class Thinking(BaseModel):
+class Thinking(Exact):
     """Whether the model thinks, and how much, in the words of z.ai's API and of Anthropic's."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["enabled", "disabled", "adaptive"] | None = None
     budget_tokens: int | None = None
@@ -43,10 +38,8 @@ class Thinking(BaseModel):
         return None if self.type in (None, "adaptive") else self.type == "enabled"
 
 
-class Effort(BaseModel):
+class Effort(Exact):
     """How much the model thinks, in OpenRouter's words."""
-
-    model_config = ConfigDict(extra="forbid")
 
     effort: str | None = None
     enabled: bool | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from glmjax.engine import Engine
@@ -11,20 +10,24 @@ from glmjax.errors import InvalidRequestError
 from glmjax.server.http.context import FrontendOf
 from glmjax.server.http.json_body import JsonRoute
 from glmjax.server.http.json_response import JSONResponse
+from glmjax.server.unserved import Exact
+
+# SGLang's ways to pause: what becomes of requests.
+PAUSES = ("abort", "retract", "in_place")
 
 router = APIRouter(route_class=JsonRoute)
 
 
-class PauseRequest(BaseModel):
+class PauseRequest(Exact):
     """The body of /pause_generation, which may be left out.
 
     Attributes:
-        mode: SGLang's; only "in_place" is served: requests stay, and go on where they were.
+        mode: "abort": all requests end, by `finish_reason`; "in_place": they stay, and go on where
+            they were; "retract": they leave the device, and are computed again as far as
+            the prefix cache does not have them.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    mode: str = "in_place"
+    mode: str = "abort"
 
 
 def _done(message: str) -> Response:
@@ -41,14 +44,13 @@ async def flush_cache(frontend: FrontendOf) -> Response:
 
 @router.post("/pause_generation")
 async def pause_generation(frontend: FrontendOf, body: PauseRequest | None = None) -> Response:
-    """Launch no more steps. Requests are still taken, and wait; deadlines still end them."""
+    """Launch no more steps. New requests are taken, and wait; deadlines still end them."""
     mode = (body or PauseRequest()).mode
-    if mode != "in_place":
-        raise InvalidRequestError(
-            f"mode is {mode!r}, but only 'in_place' is served; to end requests use /abort_request",
-            "mode",
-        )
-    await frontend.engine.call(Engine.pause)
+    if mode not in PAUSES:
+        raise InvalidRequestError(f"mode is {mode!r}, but must be one of {list(PAUSES)}", "mode")
+    if mode == "abort":
+        frontend.abort_all()
+    await frontend.engine.call(Engine.retract if mode == "retract" else Engine.pause)
     return _done("paused; POST /continue_generation to go on")
 
 

@@ -63,7 +63,10 @@ class FinishReason(Answer):
 
 
 class MetaInfo(Answer):
-    """About an answer; log probabilities as [log probability, token id, text]."""
+    """About an answer; log probabilities as [log probability, token id, text].
+
+    Seconds from the request's arrival, and how many tokens are a thought's, come at the end.
+    """
 
     id: str
     finish_reason: FinishReason | None
@@ -73,6 +76,8 @@ class MetaInfo(Answer):
     weight_version: str
     spec_accept_token_num: int
     spec_draft_token_num: int
+    e2e_latency: float | None = None
+    reasoning_tokens: int | None = None
     spec_verify_ct: int | None = None
     spec_accept_length: float | None = None
     spec_acceptance: Acceptance | None = None
@@ -101,6 +106,7 @@ class Tokens(Answer):
     tokens: list[int] | list[list[int]]
     count: int | list[int]
     max_model_len: int
+    token_strs: list[str] | list[list[str]] | None = None
 
 
 class Texts(Answer):
@@ -151,7 +157,7 @@ class Done(Answer):
 
 
 class Load(Answer):
-    """How busy the engine is, and what prefix cache and drafts have brought."""
+    """How busy the engine is."""
 
     num_running_reqs: int
     num_waiting_reqs: int
@@ -161,9 +167,57 @@ class Load(Answer):
     token_usage: float
     utilization: float
     max_running_requests: int
+
+
+class State(Load):
+    """The same with tokens generated a second, and what prefix cache and drafts have brought."""
+
+    last_gen_throughput: float
     num_cached_tokens: int
     cache_hit_rate: float
     avg_spec_accept_length: float
+
+
+class RankLoad(Load):
+    """How busy a rank is."""
+
+    dp_rank: int
+
+
+class Loads(Answer):
+    """How busy the server is, which is one rank."""
+
+    timestamp: str
+    version: str
+    loads: list[RankLoad]
+
+
+class OldLoad(Answer):
+    """How busy a rank is, in the words of older clients."""
+
+    dp_rank: int
+    num_reqs: int
+    num_waiting_reqs: int
+    num_tokens: int
+
+
+class OldLoads(RootModel[list[OldLoad]]):
+    """How busy the server is, in the words of older clients; it is one rank."""
+
+
+class ModelInfo(Answer):
+    """What is served. Its requests have no sampling parameters of their own that are preferred."""
+
+    model_path: str
+    tokenizer_path: str
+    served_model_name: str
+    is_generation: bool
+    preferred_sampling_params: None
+    weight_version: str
+    has_image_understanding: bool
+    has_audio_understanding: bool
+    model_type: str
+    architectures: list[str]
 
 
 class ServerInfo(Answer):
@@ -180,5 +234,5 @@ class ServerInfo(Answer):
     paused: bool
     weight_version: str
     uptime_seconds: float
-    internal_states: list[Load]
+    internal_states: list[State]
     version: str

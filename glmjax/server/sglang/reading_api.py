@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.responses import Response
 
 from glmjax.errors import InvalidRequestError
@@ -16,6 +16,7 @@ from glmjax.server.http.json_body import JsonRoute
 from glmjax.server.http.json_response import JSONResponse
 from glmjax.server.served import END_THINK, ServedModel
 from glmjax.server.tool_fields import toolset
+from glmjax.server.unserved import Exact
 from glmjax.text.parts import Message, Part, message
 from glmjax.text.reader import AnswerReader, Opening, Reading
 from glmjax.text.tool_calls import Tools
@@ -26,20 +27,21 @@ PARSERS = ("glm", "glm45", "glm47", "glm45_moe", "glm47_moe", "glm4_moe")
 router = APIRouter(route_class=JsonRoute)
 
 
-class ParseFunctionCallRequest(BaseModel):
-    """POST /parse_function_call."""
+class ParseFunctionCallRequest(Exact):
+    """POST /parse_function_call.
 
-    model_config = ConfigDict(extra="forbid")
+    Attributes:
+        tool_choice: what the answer was asked for with; with "none" it has no calls.
+    """
 
     text: str
     tools: list[Any] = Field(default_factory=list)
+    tool_choice: Any = None
     tool_call_parser: str | None = None
 
 
-class SeparateReasoningRequest(BaseModel):
+class SeparateReasoningRequest(Exact):
     """POST /separate_reasoning."""
-
-    model_config = ConfigDict(extra="forbid")
 
     text: str
     reasoning_parser: str | None = None
@@ -55,8 +57,9 @@ async def parse_function_call(body: ParseFunctionCallRequest, frontend: Frontend
     """
     served = frontend.served
     _check_parser(body.tool_call_parser, "tool_call_parser")
-    checked = toolset(body.tools, None, None, served)
-    said = await asyncio.to_thread(_calls_of, body.text, checked.schemas or {}, served)
+    checked = toolset(body.tools, body.tool_choice, None, served)
+    tools = None if body.tool_choice == "none" else checked.schemas or {}
+    said = await asyncio.to_thread(_calls_of, body.text, tools, served)
     names = [tool["function"]["name"] for tool in checked.tools]
     calls = [
         {"tool_index": _index(call.name, names), "name": call.name, "parameters": call.arguments}
@@ -91,7 +94,7 @@ def _index(name: str, names: Sequence[str]) -> int:
     return names.index(name) if name in names else -1
 
 
-def _calls_of(text: str, tools: Tools, served: ServedModel) -> Message:
+def _calls_of(text: str, tools: Tools | None, served: ServedModel) -> Message:
     """Where the thought was taken off before, `</think>` is not there, and all is the answer."""
     opening = _opening(served) if END_THINK in text else Opening()
     return _read(text, Reading(tools, separate_reasoning=False), opening, served)

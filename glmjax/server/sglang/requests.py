@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
@@ -35,11 +37,17 @@ class NativeSampling(SamplingFields):
     seed: int | None = Field(default=None, validation_alias=AliasChoices("sampling_seed", "seed"))
 
 
+def check_model(name: str | None, served: ServedModel) -> None:
+    """Raise ModelNotFoundError when another model is asked for."""
+    SamplingRequest(model=name).check_model(served)
+
+
 class GenerateRequest(BaseModel):
     """POST /generate: one prompt or several, as text or as token ids.
 
     What may be a list has an entry for each prompt then. Log probabilities are asked for by
-    `return_logprob`; without it the fields that go with it mean nothing.
+    `return_logprob`; without it the fields that go with it mean nothing. Of several answers each
+    has an id of its own: its entry of `rid`, or that and its place.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -52,7 +60,8 @@ class GenerateRequest(BaseModel):
     top_logprobs_num: int | list[int] | None = None
     return_text_in_logprobs: bool | None = None
     stream: bool | None = None
-    rid: str | None = None
+    rid: str | list[str] | None = None
+    model: str | None = None
     priority: int | None = None
     timeout: float | None = None
 
@@ -87,7 +96,20 @@ class GenerateRequest(BaseModel):
         tops = self._each("top_logprobs_num", len(prompts), 0)
         check_total(sum(min(sampling.n or 1, MAX_CHOICES) for sampling in samplings))
         rows = zip(prompts, samplings, asked, starts, tops, strict=True)
-        return [spec for row in rows for spec in self._choices(served, *row)]
+        each = [self._choices(served, *row) for row in rows]
+        if isinstance(self.rid, list):
+            each = [named(*pair) for pair in zip(each, self._rids(len(prompts)), strict=True)]
+        return [spec for specs in each for spec in specs]
+
+    def _rids(self, count: int) -> list[str]:
+        """`rid` where it is a list."""
+        rids = self._each("rid", count, None)
+        twice = [rid for rid, times in Counter(rids).items() if times > 1 or not rid]
+        if twice:
+            raise InvalidRequestError(
+                f"rid holds {twice[0]!r}, but its ids must differ and not be empty", "rid"
+            )
+        return rids
 
     def _each(self, name: str, count: int, default: Any) -> list[Any]:
         """A field's value for each of `count` prompts."""
@@ -109,7 +131,7 @@ class GenerateRequest(BaseModel):
     ) -> list[ChoiceSpec]:
         unserved.check_extra(asked, unserved.SAMPLING, "sampling_params.")
         scored = start if logprobs and check_start(start, prompt) >= 0 else None
-        hidden = asked.max_new_tokens == 0 and scored is not None  # one token is the least
+        hidden = asked.max_new_tokens == 0  # the engine generates one token at least
         sampling = {
             "max_new_tokens": 1 if hidden else asked.max_new_tokens,
             "min_new_tokens": asked.min_new_tokens,
@@ -118,6 +140,16 @@ class GenerateRequest(BaseModel):
         }
         terms = {"priority": self.priority or 0, "deadline_s": deadline(self.timeout)}
         return asked.specs([prompt], served, sampling, hidden=hidden, **terms)
+
+
+def named(specs: Sequence[ChoiceSpec], rid: str) -> list[ChoiceSpec]:
+    """A prompt's choices, each with an id of its own; that of an only one is `rid` itself."""
+    return [replace(specs[0], rid=rid)] if len(specs) == 1 else numbered(specs, rid)
+
+
+def numbered(specs: Sequence[ChoiceSpec], rid: str) -> list[ChoiceSpec]:
+    """The choices, each with an id that begins with `rid`, unless it has one."""
+    return [replace(spec, rid=spec.rid or f"{rid}-{i}") for i, spec in enumerate(specs)]
 
 
 def check_start(start: int, prompt: Sequence[int]) -> int:
@@ -135,16 +167,10 @@ def check_start(start: int, prompt: Sequence[int]) -> int:
     return start
 
 
-class OfModel(BaseModel):
+class OfModel(unserved.Exact):
     """A request that may name the model."""
 
-    model_config = ConfigDict(extra="forbid")
-
     model: str | None = None
-
-    def check_model(self, served: ServedModel) -> None:
-        """Raise ModelNotFoundError when another model is asked for."""
-        SamplingRequest(model=self.model).check_model(served)
 
 
 class TokenizeRequest(OfModel):
@@ -152,6 +178,7 @@ class TokenizeRequest(OfModel):
 
     Attributes:
         add_special_tokens: changes nothing: the tokenizer adds none, chat templates write theirs.
+        return_token_strs: also give the tokens' texts; vLLM's.
     """
 
     prompt: str | list[str] | None = None
@@ -165,6 +192,7 @@ class TokenizeRequest(OfModel):
     reasoning_effort: str | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    return_token_strs: bool | None = None
 
     def ids(self, served: ServedModel) -> list[int] | list[list[int]]:
         """Token ids; a list for each text where `prompt` is a list.
@@ -196,9 +224,9 @@ class DetokenizeRequest(OfModel):
     skip_special_tokens: bool = True
 
 
-class AbortRequest(BaseModel):
-    """POST /abort_request."""
+class AbortRequest(unserved.Exact):
+    """POST /abort_request: what to end, and what its answers say of it."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    rid: str
+    rid: str | None = None
+    abort_all: bool | None = None
+    abort_message: str | None = None
