@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 ROOT = Path(__file__).parents[1]
-START_TIMEOUT_S = 240
+START_TIMEOUT_S = 600
 
 
 @dataclass

@@ -59,7 +59,6 @@ OPENAI: Neutral = (
         "best_of": (1,),
         "return_hidden_states": (False,),
         "lora_path": EMPTY,
-        "store": (False,),
         # these change nothing that is generated
         "user": (...,),
         "metadata": (...,),
@@ -67,6 +66,7 @@ OPENAI: Neutral = (
         "prompt_cache_key": (...,),
         "request_id": (...,),
         "service_tier": (...,),
+        "store": (True, False),
         "prompt_cache_retention": (...,),
         "prompt_cache_options": (...,),
     }
@@ -82,6 +82,8 @@ CHAT: Neutral = OPENAI | {
     "moderation": (),
     "include_reasoning": (True,),
     "do_sample": (True,),
+    "usage": (...,),  # OpenRouter's: it is told anyway
+    "provider": (...,),  # OpenRouter's: which to ask
     "tool_stream": (...,),  # arguments are streamed anyway
 }
 COMPLETION: Neutral = OPENAI | {"suffix": EMPTY}

@@ -148,8 +148,8 @@ def test_requests_are_described_as_narrow_as_they_are(description: dict[str, Any
         assert components[name]["properties"].keys() & fields.keys(), name
     assert FIELDS.keys() | EXTRA.keys() | EITHER.keys() | {*OF_MODEL} <= components.keys()
     assert "stop" in components["ChatRequest"]["properties"]
-    store = components["ChatRequest"]["properties"]["store"]
-    assert store == {"anyOf": [{"const": False}, {"type": "null"}]}
+    hidden = components["ChatRequest"]["properties"]["return_hidden_states"]
+    assert hidden == {"anyOf": [{"const": False}, {"type": "null"}]}
     assert components["ChatRequest"]["additionalProperties"] == NOTHING
     assert components["TokenizeRequest"]["additionalProperties"] == NOTHING
 

@@ -39,6 +39,7 @@ STATEFUL = {
 }
 NEUTRAL: Neutral = {
     **unserved.SAMPLING,
+    **unserved.HINTS,
     **dict.fromkeys(STATEFUL, (False,)),
     "access_programs": (),
     "background_options": (),

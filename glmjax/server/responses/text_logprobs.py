@@ -42,7 +42,8 @@ class TextLogprobs:
         tokenizer, skipped = served.tokenizer, spec.skip_special_tokens
         reading = spec.reading or Reading(separate_reasoning=False)
         opening = served.opening(spec.prompt_ids)
-        self._reader = AnswerReader(tokenizer, reading, opening, spec.stops, skipped)
+        keep = spec.keep_stop
+        self._reader = AnswerReader(tokenizer, reading, opening, spec.stops, skipped, keep)
         self._lexer = Lexer(tokenizer, skipped)
         self._tags = set(tag_ids(tokenizer).values())
         self._silent = tokenizer.special_ids - self._tags if skipped else frozenset()
