@@ -78,9 +78,10 @@ class GrammarFields(BaseModel):
         """The one grammar. Raises InvalidRequestError where there are several."""
         found = self.grammars()
         if len(found) > 1:
-            names = " and ".join(str(spec.param) for spec in found)
+            names = " and ".join(dict.fromkeys(str(spec.param) for spec in found))
             raise InvalidRequestError(
-                f"{names} are all given, but an answer follows one grammar; leave out all but one",
+                f"{names} ask for {len(found)} grammars, but an answer follows one; leave out the "
+                "others",
                 found[1].param,
             )
         return found[0] if found else None

@@ -174,7 +174,7 @@ class ServedModel:
         try:
             return self._grammars.constraint(grammar)
         except InvalidRequestError as error:
-            if grammar.param not in EBNF_FIELDS:
+            if grammar.kind != "lark" or grammar.param not in EBNF_FIELDS:
                 raise
             raise InvalidRequestError(f"{error}; GBNF is not served", error.param) from None
 

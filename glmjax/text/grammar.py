@@ -201,8 +201,10 @@ def _compile(tokenizer: LLTokenizer, given: dict[str, Any], lead: str) -> LLMatc
     def compiled() -> LLMatcher:
         limits = LLParserLimits(max_items_in_row=_MAX_ITEMS, verbose_errors=False)
         matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
-        matcher.compute_bitmask()  # finds grammars that nothing matches
-        return matcher
+        behind = matcher.deep_copy()
+        behind.consume_tokens(tokenizer.tokenize_str(lead))
+        behind.compute_bitmask()  # finds grammars that nothing matches
+        return behind if behind.is_error() else matcher
 
     matcher = _on_deep_stack(compiled)
     if matcher.is_error():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +32,7 @@ class PieceEncoder:
     def __init__(self, backend: tokenizers.Tokenizer, cache_bytes: int = CACHE_BYTES):
         self._backend = backend
         self._added, self._cuts = _cuts(backend)
-        self._known = LRUCache[str, Ids](cache_bytes, lambda ids: ids.nbytes + ENTRY_BYTES)
+        self._known = LRUCache[bytes, Ids](cache_bytes, lambda ids: ids.nbytes + ENTRY_BYTES)
         self._lock = threading.Lock()
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -47,7 +48,7 @@ class PieceEncoder:
 
     def _remembered(self, pieces: Iterable[str]) -> dict[str, Ids]:
         with self._lock:
-            known = ((piece, self._known.get(piece)) for piece in pieces)
+            known = ((piece, self._known.get(_key(piece))) for piece in pieces)
             return {piece: ids for piece, ids in known if ids is not None}
 
     def _encode(self, pieces: list[str]) -> dict[str, Ids]:
@@ -56,8 +57,13 @@ class PieceEncoder:
         with self._lock:
             for piece, ids in new.items():
                 if self._known.getsizeof(ids) <= self._known.maxsize:
-                    self._known[piece] = ids
+                    self._known[_key(piece)] = ids
         return new
+
+
+def _key(piece: str) -> bytes:
+    """What a piece is known by: texts would take more room than their tokens."""
+    return hashlib.blake2b(piece.encode(), digest_size=16).digest()
 
 
 EMPTY: Ids = np.zeros(0, np.int32)

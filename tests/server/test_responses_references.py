@@ -119,6 +119,13 @@ def test_what_shall_not_be_kept(talker: Live, client: openai.OpenAI, stream: boo
         client.responses.input_tokens.count(input=[USER, {"type": "item_reference", "id": "rs_1"}])
 
 
+def test_one_reference_for_an_item(talker: Live, client: openai.OpenAI):
+    say(talker, "hello")
+    (item,) = ask(client, talker).output
+    with pytest.raises(openai.BadRequestError, match=f"'{item.id}' more than once"):
+        ask(client, talker, input=[USER, *[reference(item)] * 2])
+
+
 def test_another_server_knows_nothing_of_it(talker: Live, server: Live, client: openai.OpenAI):
     say(talker, "hello")
     (item,) = ask(client, talker).output

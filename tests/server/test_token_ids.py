@@ -46,7 +46,7 @@ def test_they_are_what_was_read_and_generated(server: Live, path: str):
 
 
 @pytest.mark.parametrize("path", BODIES)
-@pytest.mark.parametrize("more", [{}, {"stop": ["qqq"]}, {"logprobs": True}])
+@pytest.mark.parametrize("more", [{}, {"stop": ["qqq"]}, {"logprobs": True}, {"max_tokens": 1}])
 def test_streams_add_up_to_the_same(server: Live, path: str, more: dict[str, Any]):
     chunks, found = stream(server, path, **more), {}
     for chunk in chunks:
@@ -78,6 +78,18 @@ def test_the_first_chunk_comes_with_the_first_token(server: Live, path: str):
     chunks = stream(server, path, return_token_ids=True)
     ids = [choice.get("token_ids") for chunk in chunks[:2] for choice in chunk["choices"]]
     assert any(ids)
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_the_prompt_alone(server: Live, echo: bool):
+    (chunk, *rest), whole = (
+        stream(server, COMPLETION, prompt=[5, 6, 7], max_tokens=0, echo=echo),
+        ask(server, COMPLETION, prompt=[5, 6, 7], max_tokens=0, echo=echo),
+    )
+    for told in (chunk, whole):
+        assert told["choices"][0]["prompt_token_ids"] == [5, 6, 7]
+        assert told["choices"][0]["token_ids"] == []
+    assert "token_ids" not in json.dumps(rest)
 
 
 def test_a_completion_of_no_tokens(server: Live):

@@ -378,6 +378,7 @@ BAD = {
     "pattern": ("json_schema", {"type": "string", "pattern": "("}, "unclosed group"),
     "regex": ("regex", "(", "regular expression .*unclosed group"),
     "look-ahead": ("regex", "a(?=b)", "look-around"),
+    "circle": ("json_schema", {"$ref": "#"}, "nothing can match"),
     "regex of nothing": ("regex", r"[^\s\S]", "nothing can match"),
     "no text": ("regex", 3, "regular expression"),
     "half a pair": ("regex", "\ud83d", "regular expression .*surrogates"),
@@ -395,9 +396,10 @@ BAD = {
 
 
 @pytest.mark.parametrize(("kind", "value", "cause"), BAD.values(), ids=BAD.keys())
-def test_errors_name_place_and_cause(kind: Any, value: Any, cause: str):
+@pytest.mark.parametrize("lead", ["", "\n"])
+def test_errors_name_place_and_cause(kind: Any, value: Any, cause: str, lead: str):
     with pytest.raises(InvalidRequestError, match="(?s)^guided must be a.*" + cause) as error:
-        GRAMMARS.constraint(GrammarSpec(kind, value, "guided"))
+        GRAMMARS.constraint(GrammarSpec(kind, value, "guided", lead=lead))
     assert error.value.param == "guided"
     assert len(str(error.value)) < 700
 

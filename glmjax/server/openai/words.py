@@ -115,15 +115,17 @@ class Writer:
         words = _choice(
             choice.last, self._shape.whole(said), logprobs, _finish(end, bool(said.calls))
         )
-        return words | self._token_ids(choice)
+        return words | self._token_ids(choice, first=True)
 
     def pieces(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
         """What a delta adds, behind the opening if it is the first; and its end by itself."""
-        opening = [] if self._begun or not self._shape.opening else [self._shape.opening]
+        first, self._begun = not self._begun, True
+        opening = [self._shape.opening] if first and self._shape.opening else []
         parts = [self._shape.piece(part) for part in self._with_prompt(delta.parts)]
-        logprobs, ids, end = self._logprobs(delta), self._token_ids(delta), delta.finish_reason
+        logprobs, ids = self._logprobs(delta), self._token_ids(delta, first)
+        end, tokens = delta.finish_reason, delta.token_ids or (ids and first)
         self._called = self._called or any(isinstance(part, CallBegin) for part in delta.parts)
-        if (logprobs or ids) and delta.token_ids and not parts:
+        if (logprobs or ids) and tokens and not parts:
             parts = [self._shape.nothing]
         words = [_choice(delta, part, None, None) for part in opening]
         words += [_choice(delta, part, logprobs, None) | ids for part in parts[:1]]
@@ -146,9 +148,8 @@ class Writer:
         asked = self._spec.sampling.logprobs is not None
         return self._shape.logprobs(self._tokenizer, tokens) if asked else None
 
-    def _token_ids(self, more: ChoiceDelta | Collected) -> dict[str, Any]:
+    def _token_ids(self, more: ChoiceDelta | Collected, first: bool) -> dict[str, Any]:
         """Those of what comes next, if they are told."""
-        first, self._begun = not self._begun, True
         if not self._ids:
             return {}
         prompt = {"prompt_token_ids": self._spec.prompt_ids} if self._shape is COMPLETION else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,10 +52,14 @@ def with_items(body: ResponsesRequest, kept: KeptItems) -> ResponsesRequest:
     """The same request with items in the place of references to them.
 
     Raises:
-        InvalidRequestError: one refers to what is not kept.
+        InvalidRequestError: one refers to what is not kept, or to what another refers to: a small
+            request must not become a large one.
     """
     if isinstance(body.input, str):
         return body
+    ids = Counter(item.id for item in body.input if isinstance(item, ReferenceItem))
+    if twice := [item_id for item_id, count in ids.items() if count > 1]:
+        raise InvalidRequestError(f"input refers to {twice[0]!r} more than once", "input")
     items = [_item(item, f"input[{i}]", kept) for i, item in enumerate(body.input)]
     return body.model_copy(update={"input": items})
 
