@@ -16,6 +16,7 @@ from live import Live, live, logged
 from pydantic import BaseModel
 
 from glmjax.server.anthropic import words
+from glmjax.server.anthropic.requests import PromptRequest
 from glmjax.server.served import ServedModel
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
@@ -397,6 +398,29 @@ def test_thoughts_that_are_not_shown_are_not_silent(
     thought = told[told.index("content_block_start") : told.index("content_block_stop")]
     assert thought.count("ping") > 2
     assert last == "message_stop"
+
+
+def test_thoughts_that_are_not_shown_come_back(scripted: Live, client: anthropic.Anthropic):
+    """The next prompt of a loop of tools begins with all that the model has said."""
+    say(scripted, THOUGHT + BERN)
+    served = scripted.frontend.served
+    told: list[list[int]] = []
+    for display in ("omitted", "summarized"):
+        options: Any = {"thinking": THINK | {"display": display}, "tools": TOOLS}
+        message = both(client, **options)
+        (kind, words), (_, called) = blocks(message)
+        assert (kind, bool(words)) == ("thinking", display == "summarized")
+        assert message.content[0].signature == ("glmjax" if words else "thought:hm, 🎉")
+        assert called
+        *_, use = back = [block.to_dict() for block in message.content]
+        result = {"type": "tool_result", "tool_use_id": use["id"], "content": "4"}
+        messages = [*HI, {"role": "assistant", "content": back}]
+        messages.append({"role": "user", "content": [result]})
+        body = {"model": "tiny-glm", "messages": messages} | options
+        chat, _ = PromptRequest.model_validate(body).chat()
+        told.append(chat.prompt(served))
+    assert told[0] == told[1]
+    assert "hm, 🎉" in served.tokenizer.decode(told[0])
 
 
 def test_one_that_waits_is_told_so(scripted: Live, monkeypatch: pytest.MonkeyPatch):

@@ -89,7 +89,7 @@ def test_a_reference_is_told_as_the_template_shows_tools(served: ServedModel):
         )
     ).chat()
     lines = [json.dumps(tool, ensure_ascii=False) for tool in (SHOWN, PING)]
-    told = "See:\n<tools>\n{}\n{}\n</tools>\nDone.\n<tools>\n{}\n</tools>".format(*lines, lines[1])
+    told = "See:\n<tools>\n{}\n{}\n</tools>\nDone.\n[tool ping: shown above]".format(*lines)
     assert chat.messages[1:] == [
         {"role": "assistant", "content": "", "tool_calls": [call("search")]},
         answer("search", told),
@@ -109,6 +109,31 @@ def test_what_came_before_a_reference_stays_in_the_cache(served: ServedModel):
 
 def test_tools_that_are_shown_may_be_referred_to(served: ServedModel):
     assert prompt(served, **found(reference("search"))).count('"search"') == 2
+
+
+def test_a_tool_is_shown_once_in_a_conversation(served: ServedModel):
+    again = [reference("later"), reference("ping"), reference("later")]
+    once = found(reference("later"))["messages"]
+    chat, _ = PromptRequest.model_validate(
+        BASE | {"tools": TOOLS, "messages": once + found(*again)["messages"]}
+    ).chat()
+    first, second = (m["content"] for m in chat.messages if m["role"] == "tool")
+    later, ping = (json.dumps(tool, ensure_ascii=False) for tool in (SHOWN, PING))
+    assert first == f"<tools>\n{later}\n</tools>"
+    named = "[tool later: shown above]"
+    assert second == f"<tools>\n{ping}\n</tools>\n{named}\n{named}"
+    assert prompt(served, messages=once).count('"later"') == 1
+
+
+def test_what_is_said_beside_a_tool_that_was_found_begins_no_turn():
+    messages: list[Any] = found(reference("later"))["messages"]
+    messages[-1]["content"].append(text("Tool loaded."))
+    chat, _ = PromptRequest.model_validate(BASE | {"tools": TOOLS, "messages": messages}).chat()
+    assert [m["role"] for m in chat.messages] == ["user", "assistant", "tool"]
+    assert chat.messages[-1]["content"].endswith("</tools>\nTool loaded.")
+    messages.append(user(text("And now?")))
+    chat, _ = PromptRequest.model_validate(BASE | {"tools": TOOLS, "messages": messages}).chat()
+    assert chat.messages[-1] == {"role": "user", "content": "And now?"}
 
 
 REFUSING = ChatTemplate(

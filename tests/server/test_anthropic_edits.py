@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import anthropic
@@ -16,6 +18,7 @@ from anthropic_bodies import (
     assistant,
     reference,
     result,
+    text,
     use,
     user,
 )
@@ -30,13 +33,21 @@ from glmjax.server.served import ServedModel
 KIND = "clear_tool_uses_20250919"
 LONG = "a long result. " * 9
 DUE = {"type": "tool_uses", "value": 0}
+READ: list[Any] = [{"role": "assistant", "content": "I see."}, HELLO]
 TOOLS = [TOOL | {"name": name} for name in ("f", "g")]
 
 
 def turns(*names: str, words: Any = LONG) -> list[Any]:
-    """A conversation in which tools were used one after another, with ids that come again."""
+    """A conversation in which tools were used one after another, with ids that come again.
+
+    The model has read all results.
+    """
     pairs = [(assistant(use(name, a="x")), user(result(name, words))) for name in names]
-    return [HELLO, *(message for pair in pairs for message in pair)]
+    return [HELLO, *(message for pair in pairs for message in pair), *READ]
+
+
+def number(n: int) -> dict[str, Any]:
+    return {"type": "input_tokens", "value": n}
 
 
 def kept(n: int) -> dict[str, Any]:
@@ -55,7 +66,7 @@ def parsed(messages: list[Any], **edit: Any) -> tuple[PromptRequest, Any]:
 def after(messages: list[Any], **edit: Any) -> tuple[list[Any], int]:
     """The results that are left, in words, and how many are said to have been cleared."""
     body, asked = parsed(messages, **edit)
-    made, count = cleared(body.messages, asked)
+    made, count = cleared(body.messages, asked, len)
     chat, _ = body.with_messages(made).chat()
     return [m["content"] for m in chat.messages if m["role"] == "tool"], count
 
@@ -79,8 +90,81 @@ def test_which_results_are_left_out(edit: Any, expected: list[str]):
 
 
 def test_results_of_one_turn_are_told_apart():
-    messages = [HELLO, assistant(use("f"), use("g")), user(result("g", "2"), result("f", "1"))]
-    assert after(messages, **kept(1)) == ([CLEARED, "2"], 1)
+    results = user(result("g", LONG + "2"), result("f", LONG + "1"))
+    messages = [HELLO, assistant(use("f"), use("g")), results, *READ]
+    assert after(messages, **kept(1)) == ([CLEARED, LONG + "2"], 1)
+
+
+@pytest.mark.parametrize("begun", [[], [assistant(text("So"))]])
+def test_what_the_model_has_not_read_stays(begun: list[Any]):
+    uses = [use(name, a="x") for name in ("f", "g", "h")]
+    fresh = [assistant(*uses), user(*(result(name, LONG) for name in ("h", "f"))), HELLO]
+    messages = turns("f", "g") + fresh + [user(result("g", LONG))] + begun
+    everything = kept(0) | {"clear_tool_inputs": True}
+    assert after(messages, **everything) == ([CLEARED] * 2 + [LONG] * 3, 2)
+    body, edit = parsed(messages, **everything)
+    chat, _ = body.with_messages(cleared(body.messages, edit, len)[0]).chat()
+    calls = [call["function"] for m in chat.messages for call in m.get("tool_calls", ())]
+    assert [bool(call["arguments"]) for call in calls] == [False] * 2 + [True] * 3
+
+
+def test_what_would_become_longer_is_passed_over():
+    messages = turns("f", words="4")[:-2] + turns("g")
+    assert after(messages, **kept(0)) == (["4", CLEARED], 1)
+
+
+@given(
+    st.lists(st.integers(0, 200), max_size=12),
+    st.integers(0, 500),
+    st.integers(0, 3),
+    st.booleans(),
+)
+def test_results_are_left_out_in_whole_batches(
+    lengths: list[int], least: int, keep: int, inputs: bool
+):
+    """As a conversation goes on, what was left out stays so, and enough more at a time is."""
+    edit = kept(keep) | {"clear_at_least": number(least), "clear_tool_inputs": inputs}
+    sizes: list[int] = []
+    before: list[str] = []
+    for n in range(len(lengths) + 1):
+        some = [turns("f", words="x" * length)[1:-2] for length in lengths[:n]]
+        messages = [HELLO, *(message for turn in some for message in turn), *READ]
+        results, _ = after(messages, **edit)
+        gone = [i for i, text in enumerate(before) if text == CLEARED]
+        assert all(results[i] == CLEARED for i in gone)
+        body, asked = parsed(messages, **edit)
+        made, _ = cleared(body.messages, asked, len)
+        sizes.append(written(body.messages) - written(made))
+        before = results
+    assert all(now == then or now - then >= max(1, least) for then, now in pairwise(sizes))
+    assert sizes[-1] <= sum(max(0, length - len(CLEARED)) + 8 for length in lengths)
+
+
+def written(messages: Any) -> int:
+    """Characters of all results and inputs."""
+    blocks = [it for m in messages if isinstance(m.content, list) for it in m.content]
+    uses = [json.dumps(it.input) for it in blocks if it.type == "tool_use"]
+    return len("".join([*uses, *(it.content for it in blocks if it.type == "tool_result")]))
+
+
+def test_batches_follow_the_order_of_use():
+    """Whichever of several calls are kept, and in whatever order they and their results come."""
+    long = "x" * 100
+    uses = assistant(use("f", a=long), use("g", a=long))
+    one = [uses, user(result("g", "x" * len(CLEARED)), result("f", long))]
+    least = number(150)
+    edit = kept(1) | {"clear_tool_inputs": True, "clear_at_least": least}
+    for more in ([], turns("f")[1:-2]):
+        results, _ = after([HELLO, *one, *more, *READ], **edit)
+        assert results[0] == CLEARED
+
+
+def test_a_batch_that_is_not_full_stays():
+    least = {"clear_at_least": number(2 * (len(LONG) - len(CLEARED)))}
+    for n, gone in ((1, 0), (2, 2), (3, 2), (4, 4), (5, 4)):
+        results, count = after(turns(*"f" * n), **kept(0), **least)
+        assert results == [CLEARED] * gone + [LONG] * (n - gone)
+        assert count == gone
 
 
 @pytest.mark.parametrize(
@@ -94,7 +178,7 @@ def test_results_of_one_turn_are_told_apart():
 )
 def test_what_tools_were_called_with(inputs: Any, expected: list[bool]):
     body, edit = parsed(turns("f", "g", "f"), **kept(1), clear_tool_inputs=inputs)
-    chat, _ = body.with_messages(cleared(body.messages, edit)[0]).chat()
+    chat, _ = body.with_messages(cleared(body.messages, edit, len)[0]).chat()
     calls = [m["tool_calls"][0]["function"] for m in chat.messages if "tool_calls" in m]
     assert [bool(call["arguments"]) for call in calls] == [*expected, True]
     assert [call["name"] for call in calls] == ["f", "g", "f"]
@@ -104,7 +188,8 @@ def test_tools_that_were_found_are_not_forgotten():
     messages = turns("f", "f", words=[reference("g")])
     results, count = after(messages, **kept(0))
     assert count == 0
-    assert all('"g"' in text for text in results)
+    assert '"g"' in results[0]
+    assert results[1] == "[tool g: shown above]"
 
 
 @given(
@@ -167,7 +252,7 @@ def applied(client: anthropic.Anthropic, messages: list[Any], *edits: Any) -> An
 def test_answers_tell_of_it(client: anthropic.Anthropic):
     messages = turns("f", "g", "f")
     edit = {"type": KIND, "trigger": DUE} | kept(1)
-    shorter = turns("f", "g", words=CLEARED) + turns("f")[1:]
+    shorter = turns("f", "g", words=CLEARED)[:-2] + turns("f")[1:]
     size, original = sizes(client, messages, edit)
     assert (size, original) == (sizes(client, shorter)[0], sizes(client, messages)[0])
     freed = (original or 0) - size

@@ -162,7 +162,7 @@ CONVERSATIONS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
                     text(f"{NOTE}two"),
                 ),
                 user(text(f"{NOTE}three"), result("h", "5")),
-                user(text(f"{NOTE}alone")),
+                user(text(f"\n{NOTE}alone")),
             ]
         },
         [
@@ -174,9 +174,70 @@ CONVERSATIONS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
             },
             answer("f", "Error: 4"),
             answer("g", f"\n{NOTE}one\n{NOTE}two"),
-            answer("h", f"5\n{NOTE}three"),
+            answer("h", f"5\n{NOTE}three\n\n{NOTE}alone"),
             {"role": "user", "content": "What now?"},
-            {"role": "user", "content": f"{NOTE}alone"},
+        ],
+    ),
+    "reminders where nothing was answered": (
+        {"messages": [user(text(f"{NOTE}one"), text("")), user(text(f"{NOTE}two"))]},
+        [
+            {"role": "user", "content": f"{NOTE}one\n"},
+            {"role": "user", "content": f"{NOTE}two"},
+        ],
+    ),
+    "blank texts beside results": (
+        {
+            "messages": [
+                HELLO,
+                assistant(use("f")),
+                user(text(""), result("f", "4"), text("\n ")),
+                user(text(" ")),
+            ]
+        },
+        [
+            HELLO,
+            {"role": "assistant", "content": "", "tool_calls": [call("f")]},
+            answer("f", "4"),
+        ],
+    ),
+    "a file behind a result": (
+        {
+            "messages": [
+                HELLO,
+                assistant(use("f")),
+                user(result("f", "read")),
+                user({"type": "document", "source": PDF}),
+            ]
+        },
+        [
+            HELLO,
+            {"role": "assistant", "content": "", "tool_calls": [call("f")]},
+            answer("f", f"read\n{UNREAD}"),
+        ],
+    ),
+    "thoughts that were not shown": (
+        {
+            "messages": [
+                HELLO,
+                assistant(
+                    thought("") | {"signature": "thought:I see"},
+                    thought("shown") | {"signature": "thought:not this"},
+                    thought(""),
+                    thought("") | {"signature": None},
+                    use("f"),
+                ),
+                user(result("f", "4")),
+            ]
+        },
+        [
+            HELLO,
+            {
+                "role": "assistant",
+                "content": "",
+                "reasoning_content": "I see\nshown\n\n",
+                "tool_calls": [call("f")],
+            },
+            answer("f", "4"),
         ],
     ),
     "results that cannot be read": (
@@ -266,7 +327,8 @@ CONVERSATIONS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
             HELLO,
             {"role": "assistant", "content": "", "tool_calls": [call("f"), call("g")]},
             answer("f", f"4\n{NOTE}two"),
-            answer("g", f"read\n{UNREAD}\n{NOTE}one"),
+            answer("g", f"read\n{NOTE}one"),
+            {"role": "user", "content": UNREAD},
             {"role": "user", "content": f"See?\n{UNSEEN}"},
         ],
     ),

@@ -10,7 +10,7 @@ from glmjax.server.sglang.answers import Answer
 
 
 class ThinkingBlock(Answer):
-    """A thought; nothing is signed, and any signature is taken back."""
+    """A thought; one that is not shown is in its signature. Any signature is taken back."""
 
     type: Literal["thinking"]
     thinking: str

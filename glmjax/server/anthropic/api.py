@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -69,15 +70,21 @@ def _chat(
     edits = management.clear_tool_uses if management else []
     if not edits:
         return (*body.chat(), None)
-    messages, applied = edited(body.messages, edits, lambda some: _size(body, some, served))
+    size = partial(_size, body, served)
+    messages, applied = edited(body.messages, edits, size, partial(_count, served))
     return (*body.with_messages(messages).chat(), applied)
 
 
-def _size(body: PromptRequest, messages: Sequence[Message], served: ServedModel) -> int:
+def _size(body: PromptRequest, served: ServedModel, messages: Sequence[Message]) -> int:
     """Tokens of the prompt that these messages make."""
     chat, origins = body.with_messages(messages).chat()
     with _worded(body, origins):
         return len(chat.prompt(served))
+
+
+def _count(served: ServedModel, text: str) -> int:
+    """Tokens of a text."""
+    return len(served.tokenizer.encode(text))
 
 
 @contextlib.contextmanager

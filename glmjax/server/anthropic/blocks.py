@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Tag
 from pydantic_core import PydanticCustomError
 
 READ = ("text", "content")  # sources of documents that are text
+SEAL = "thought:"  # how signatures begin that hold the thought itself, which is not shown
 
 
 def only(field: str, *kinds: str | None) -> BeforeValidator:
@@ -58,6 +59,14 @@ class Thought(Block):
     thinking: str
     signature: Any = None
     cache_control: Any = None
+
+    @property
+    def text(self) -> str:
+        """For the model: a thought that was not shown to the client is in its signature."""
+        sealed = self.signature if isinstance(self.signature, str) else ""
+        if not self.thinking and sealed.startswith(SEAL):
+            return sealed.removeprefix(SEAL)
+        return self.thinking
 
 
 class RedactedThought(Block):

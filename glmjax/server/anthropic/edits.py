@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -15,6 +16,7 @@ from glmjax.server.anthropic.blocks import (
     ToolResult,
     ToolUse,
     by,
+    joined,
     only,
 )
 
@@ -61,7 +63,7 @@ class UsesKept(Fields):
 
 
 class LeastCleared(Fields):
-    """Nothing is left out where it would be less: it costs the cache of all that follows."""
+    """Results are left out in batches that free as much: each costs the cache of what follows."""
 
     type: Literal["input_tokens"]
     value: int = Field(ge=0)
@@ -76,6 +78,11 @@ class ClearToolUses(Fields):
     clear_at_least: LeastCleared | None = None
     exclude_tools: list[str] | None = None
     clear_tool_inputs: bool | list[str] | None = None
+
+    @property
+    def least(self) -> int:
+        """Tokens that are to be freed at a time."""
+        return max(1, self.clear_at_least.value if self.clear_at_least else 0)
 
     def is_due(self, tokens: int, uses: int) -> bool:
         """Whether a conversation of so many tokens and uses of tools has become too long."""
@@ -119,6 +126,7 @@ def edited(
     messages: Sequence[Message],
     edits: Sequence[ClearToolUses],
     size: Callable[[Sequence[Message]], int],
+    count: Callable[[str], int],
 ) -> tuple[Sequence[Message], list[dict[str, Any]]]:
     """A conversation without old results of tools, and in Anthropic's words what was done.
 
@@ -126,13 +134,15 @@ def edited(
         messages: of the client.
         edits: one after another, each where it is due and leaves out enough.
         size: tokens of the prompt that messages make. Raises as it does.
+        count: tokens of a text.
     """
     applied: list[dict[str, Any]] = []
     tokens = size(messages)
     for edit in edits:
-        fewer, uses = cleared(messages, edit)
-        least = max(1, edit.clear_at_least.value if edit.clear_at_least else 0)
-        if not edit.is_due(tokens, _count(messages)) or (freed := tokens - size(fewer)) < least:
+        if not edit.is_due(tokens, _count(messages)):
+            continue
+        fewer, uses = cleared(messages, edit, count)
+        if (freed := tokens - size(fewer)) < edit.least:
             continue
         messages, tokens = fewer, tokens - freed
         told = {"cleared_tool_uses": uses, "cleared_input_tokens": freed}
@@ -140,15 +150,43 @@ def edited(
     return messages, applied
 
 
-def cleared(messages: Sequence[Message], edit: ClearToolUses) -> tuple[list[Message], int]:
-    """Messages without old results, whether that is due or not, and how many these are."""
-    kept = USES_KEPT if edit.keep is None else edit.keep.value
-    end, spared = _count(messages) - kept, edit.exclude_tools or ()
-    old = [step for step in _steps(messages) if step.number < end and step.tool not in spared]
-    made = {step.place: _without(step, edit) for step in old}
-    results = [step for step in old if isinstance(step.block, ToolResult)]
-    count = sum(made[step.place] is not step.block for step in results)
-    return [_with(message, i, made) for i, message in enumerate(messages)], count
+def cleared(
+    messages: Sequence[Message], edit: ClearToolUses, count: Callable[[str], int]
+) -> tuple[list[Message], int]:
+    """Messages without old results, whether that is due or not, and how many these are.
+
+    Args:
+        messages: of the client.
+        edit: what to leave out. Only whole batches are, counted from the oldest result: as they
+            follow from the history alone, the prompt begins alike until one more is full.
+        count: tokens of a text.
+    """
+    made: dict[Place, Block] = {}
+    batch: dict[Place, Block] = {}
+    freed = 0
+    for step in _old(messages, edit):
+        less = _without(step, edit)
+        saved = count(_text(step.block)) - count(_text(less)) if less is not step.block else 0
+        if saved > 0:
+            batch[step.place] = less
+            freed += saved
+        if batch and freed >= edit.least:
+            made |= batch
+            batch, freed = {}, 0
+    results = sum(isinstance(block, ToolResult) for block in made.values())
+    return [_with(message, i, made) for i, message in enumerate(messages)], results
+
+
+def _old(messages: Sequence[Message], edit: ClearToolUses) -> list[Step]:
+    """What may be left out, in the order of use. What the model has not read yet may not."""
+    steps = list(_steps(messages))
+    last = max((i for i, it in enumerate(messages[:-1]) if it.role == "assistant"), default=0)
+    fresh = {it.number for it in steps if it.place[0] > last}
+    end = _count(messages) - (USES_KEPT if edit.keep is None else edit.keep.value)
+    spared = fresh.union(range(max(0, end), len(steps)))
+    tools = edit.exclude_tools or ()
+    old = [step for step in steps if step.number not in spared and step.tool not in tools]
+    return sorted(old, key=lambda step: step.number)
 
 
 class Step(NamedTuple):
@@ -180,7 +218,7 @@ def _count(messages: Sequence[Message]) -> int:
     return sum(isinstance(step.block, ToolUse) for step in _steps(messages))
 
 
-def _without(step: Step, edit: ClearToolUses) -> Block:
+def _without(step: Step, edit: ClearToolUses) -> ToolUse | ToolResult:
     """Less of it. What refers to tools stays, as they are shown nowhere else."""
     block = step.block
     if isinstance(block, ToolUse):
@@ -188,6 +226,16 @@ def _without(step: Step, edit: ClearToolUses) -> Block:
     inner = block.content if isinstance(block.content, list) else ()
     stays = block.content == CLEARED or any(isinstance(it, Reference) for it in inner)
     return block if stays else block.model_copy(update={"content": CLEARED})
+
+
+def _text(block: ToolUse | ToolResult) -> str:
+    """About what the model reads of it: all of it that matters for how much would be freed."""
+    if isinstance(block, ToolUse):
+        return json.dumps(block.input, ensure_ascii=False)
+    inner = block.content or ""
+    if isinstance(inner, str):
+        return inner
+    return joined(it for it in inner if not isinstance(it, Reference))
 
 
 def _with(message: Message, i: int, made: Mapping[Place, Block]) -> Message:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -16,6 +17,7 @@ from glmjax.errors import InvalidRequestError
 from glmjax.server.anthropic.blocks import (
     Block,
     Message,
+    Reference,
     Text,
     Thought,
     ToolResult,
@@ -28,10 +30,11 @@ from glmjax.server.anthropic.results import Functions, result_text
 # bills, not for the model, and behind it no prefix would be found in the cache.
 BILLING = "x-anthropic-billing-header:"
 
-# Claude Code's notes to the model begin with this. Beside results of tools they are told with the
-# last of these: as a message of the user's they would begin a new turn, and templates leave out the
-# thoughts before it, on which the loop of tools goes on and which the cache holds. So are files
-# that it sends beside a result, of a tool that read them, unless the user says something too.
+# Claude Code's notes to the model begin with this. In a turn with results of tools they are told
+# with these: as a message of the user's they would begin a new turn, and templates leave out the
+# thoughts before it, on which the loop of tools goes on and which the cache holds. So is what it
+# says beside tools that were found, and so are files, of a tool that read them, unless the user
+# says something too.
 REMINDER = "<system-reminder>"
 
 # How errors about messages and tools in OpenAI's form begin, and the client's names of their parts.
@@ -71,13 +74,13 @@ def conversation(
         InvalidRequestError: nobody says anything, calls share an id, the results of tools are not
             those of the calls before them, or they refer to tools that there are not.
     """
-    made = _instructions(system)
+    made, shown = _instructions(system), set[str]()
     calls: dict[str, Said[ToolUse]] = {}
     for role, group in groupby(_said(messages), key=lambda said: said.role):
         turn = list(group)
         results = _results(turn, calls)
         calls = _calls(turn)
-        made += _told(results, _notes(turn), tools) + TURNS[role](turn)
+        made += _told(results, _notes(turn), tools, shown) + TURNS[role](turn)
     _results([], calls)
     if not any(message["role"] != "system" for _, message, _ in made):
         found = "no message but the system's has content" if messages else "messages is empty"
@@ -151,13 +154,18 @@ def _stray(said: Said[ToolResult], fault: str) -> InvalidRequestError:
     return InvalidRequestError(words, "messages")
 
 
-def _told(results: Sequence[Said[ToolResult]], notes: Sequence[Said], tools: Functions) -> Made:
-    """Messages of tools, each with the notes that are told with it."""
+def _told(
+    results: Sequence[Said[ToolResult]], notes: Sequence[Said], tools: Functions, shown: set[str]
+) -> Made:
+    """Messages of tools, each with the notes that are told with it: the last beside them is."""
     last = {said.message: said.where for said in results}
+    texts: defaultdict[str, list[str]] = defaultdict(list)
+    for note in notes:
+        texts[last.get(note.message, results[-1].where)].append(note.block.text)
     made: Made = []
     for said in results:
-        texts = [note.block.text for note in notes if last[note.message] == said.where]
-        content = "\n".join([result_text(said.block, said.where, tools), *texts])
+        text = result_text(said.block, said.where, tools, shown)
+        content = "\n".join([text, *texts[said.where]])
         tool = {"role": "tool", "tool_call_id": said.block.tool_use_id, "content": content}
         made.append((said.where, tool, []))
     return made
@@ -165,18 +173,35 @@ def _told(results: Sequence[Said[ToolResult]], notes: Sequence[Said], tools: Fun
 
 def _notes(turn: Sequence[Said]) -> list[Said]:
     """What is told with results rather than by the user: reminders, and files without a word."""
-    answered = {said.message for said in _of(ToolResult, turn)}
-    spoken = {said.message for said in _of(Text, turn) if not _is_reminder(said)}
-    beside = [said for said in _readable(turn) if said.message in answered]
-    return [said for said in beside if _is_reminder(said) or said.message not in spoken]
+    results = _of(ToolResult, turn)
+    if not results:
+        return []
+    finding = {said.message for said in results if _finds(said.block)}
+    beside = _readable(turn)
+    texts = _of(Text, beside)
+    spoken = [it for it in texts if not _is_reminder(it) and it.message not in finding]
+    if not spoken:
+        return beside
+    words = {said.where for said in spoken}
+    return [said for said in texts if said.where not in words]
 
 
-def _is_reminder(said: Said) -> bool:
-    return isinstance(said.block, Text) and said.block.text.startswith(REMINDER)
+def _is_reminder(said: Said[Text]) -> bool:
+    return said.block.text.lstrip().startswith(REMINDER)
 
 
-def _readable(turn: Iterable[Said]) -> list[Said]:
-    return [said for said in turn if not isinstance(said.block, ToolResult)]
+def _finds(result: ToolResult) -> bool:
+    """Whether it is made of tools that were found."""
+    inner = result.content if isinstance(result.content, list) else ()
+    return bool(inner) and all(isinstance(block, Reference) for block in inner)
+
+
+def _readable(turn: Sequence[Said]) -> list[Said]:
+    """All but results; where there are some, blank texts would begin a new turn for nothing."""
+    blank = {said.where for said in _of(Text, turn) if not said.block.text.strip()}
+    left_out = blank if _of(ToolResult, turn) else ()
+    others = [said for said in turn if not isinstance(said.block, ToolResult)]
+    return [said for said in others if said.where not in left_out]
 
 
 def _of(kind: type[B], turn: Iterable[Said[Any]]) -> list[Said[B]]:
@@ -197,7 +222,7 @@ def _others(turn: Sequence[Said]) -> Made:
 def _assistant(turn: Sequence[Said]) -> Made:
     """One message, over however many the client has spread the turn."""
     calls = _of(ToolUse, turn)
-    thought = "\n".join(said.block.thinking for said in _of(Thought, turn))
+    thought = "\n".join(said.block.text for said in _of(Thought, turn))
     message: ChatMessage = {"role": "assistant", "content": _spoken(turn)}
     if thought:
         message["reasoning_content"] = thought

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from glmjax.errors import GlmjaxError
+from glmjax.server.anthropic.blocks import SEAL
 from glmjax.server.anthropic.pauses import with_pauses
 from glmjax.server.choice import ChoiceDelta
 from glmjax.server.frontend import Generation
@@ -45,7 +46,7 @@ class Answer:
         id: of the message.
         model: its name.
         max_tokens: what the client asked for.
-        shows_thoughts: else their blocks are empty.
+        shows_thoughts: else they are in their signatures alone, for when these are sent back.
         edits: of the conversation, that were applied; None: none were asked for.
     """
 
@@ -61,7 +62,9 @@ class Answer:
         last = ChoiceDelta()
         async for last in generation:
             parts += last.parts
-        content = _content(self._shown(parts))
+        content = _content(parts)
+        if not self.shows_thoughts:
+            content = [_sealed(block) for block in content]
         called = any(isinstance(part, CallBegin) for part in parts)
         return self._message(content, last) | self._end(last, called) | self._managed
 
@@ -78,10 +81,10 @@ class Answer:
         asked = ChoiceDelta(prompt_tokens=len(generation.specs[0].prompt_ids))
         yield {"type": "message_start", "message": self._message([], asked)}
         yield PING
-        blocks, last = Blocks(), asked
+        blocks, last = Blocks(self.shows_thoughts), asked
         async for delta in generation:
             last = delta
-            for part in self._shown(delta.parts):
+            for part in delta.parts:
                 for words in blocks.add(part):
                     yield words
         for words in blocks.close():
@@ -89,11 +92,6 @@ class Answer:
         end = self._end(last, blocks.called)
         yield {"type": "message_delta", "delta": end, "usage": usage(last)} | self._managed
         yield {"type": "message_stop"}
-
-    def _shown(self, parts: Iterable[Part]) -> list[Part]:
-        if self.shows_thoughts:
-            return list(parts)
-        return [Reasoning("") if isinstance(part, Reasoning) else part for part in parts]
 
     @property
     def _managed(self) -> Words:
@@ -124,8 +122,10 @@ class Blocks:
         called: a tool was called.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shows_thoughts: bool = True) -> None:
         self.called = False
+        self._shows_thoughts = shows_thoughts
+        self._thought: list[str] = []  # what is not shown of the thought that is open
         self._index = -1
         self._open: type[Part] | None = None
 
@@ -136,7 +136,9 @@ class Blocks:
             return self._begin(part)
         new = not isinstance(part, CallArguments) and type(part) is not self._open
         words = self._begin(part) if new else []
-        if part.text:
+        if isinstance(part, Reasoning) and not self._shows_thoughts:
+            self._thought.append(part.text)
+        elif part.text:
             piece = PIECES[type(part)]
             words.append(self._delta({"type": piece.type, piece.field: part.text}))
         return words
@@ -144,8 +146,10 @@ class Blocks:
     def close(self) -> list[Words]:
         """The end of the block that is open, if one is."""
         opened, self._open = self._open, None
-        signature = {"type": "signature_delta", "signature": SIGNATURE}
-        signed = [self._delta(signature)] if opened is Reasoning else []
+        thought, self._thought = "".join(self._thought), []
+        signature = SIGNATURE if self._shows_thoughts else SEAL + thought
+        delta = {"type": "signature_delta", "signature": signature}
+        signed = [self._delta(delta)] if opened is Reasoning else []
         stop = {"type": "content_block_stop", "index": self._index}
         return [*signed, stop] if opened else []
 
@@ -182,6 +186,13 @@ def _block(part: Part, empty: bool = False) -> Words:
             return {"type": "tool_use", "id": unique, "name": name, "input": {}}
         case _:
             return {"type": "text", "text": text}
+
+
+def _sealed(block: Words) -> Words:
+    """The block as a client has it that does not show thoughts, but sends them back."""
+    if block["type"] != "thinking":
+        return block
+    return block | {"thinking": "", "signature": SEAL + block["thinking"]}
 
 
 def usage(delta: ChoiceDelta) -> Words:
