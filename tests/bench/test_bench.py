@@ -178,7 +178,7 @@ def test_an_unknown_measure_is_named(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["host", "speed"])
     assert stopped.value.code == 2
-    assert "unknown measure speed; expected some of host, prefix" in capsys.readouterr().err
+    assert "unknown measure speed; expected some of host, tokens, prefix" in capsys.readouterr().err
 
 
 @pytest.mark.slow
