@@ -374,9 +374,10 @@ def _part(part: Any, where: str, of_tool: bool) -> str:
     return text
 
 
-def not_shown(kind: str) -> str:
+def not_shown(kind: str, title: str | None = None) -> str:
     """What stands for a part that the model cannot read, by its type, one of `UNREAD`."""
-    return f"[{UNREAD[kind]} not shown: this model reads text only]"
+    named = f"{UNREAD[kind]} {title!r}" if title else UNREAD[kind]
+    return f"[{named} not shown: this model reads text only]"
 
 
 def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Tag
 from pydantic_core import PydanticCustomError
 
+from glmjax.text.chat import not_shown
+
 READ = ("text", "content")  # sources of documents that are text
 SEAL = "thought:"  # how signatures begin that hold the thought itself, which is not shown
 
@@ -102,7 +104,7 @@ class Image(Block):
     @property
     def text(self) -> str:
         """What stands in its place."""
-        return _unread("image")
+        return not_shown("image")
 
 
 class TextSource(Block):
@@ -167,7 +169,7 @@ class Document(Block):
     def text(self) -> str:
         """With what is told of it, and marked off from what is said beside it."""
         if isinstance(self.source, FileSource):
-            return _unread("document", self.title)
+            return not_shown("document", self.title)
         return _marked_off("document", self.title, self.context, self.source.text)
 
 
@@ -270,11 +272,6 @@ Message = Annotated[
 def joined(texts: str | Iterable[Readable]) -> str:
     """A text in blocks: each begins a line."""
     return texts if isinstance(texts, str) else "\n".join(block.text for block in texts)
-
-
-def _unread(kind: str, title: str | None = None) -> str:
-    named = f"{kind} {title!r}" if title else kind
-    return f"[{named} not shown: this model reads text only]"
 
 
 def _marked_off(kind: str, *lines: str | None) -> str:
