@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glmjax.config import ModelConfig, read_json, token_ids
-from glmjax.errors import CheckpointError, InvalidRequestError
+from glmjax.errors import CheckpointError, InvalidRequestError, ModelNotFoundError
 from glmjax.text.chat import ChatTemplate
 from glmjax.text.grammar import Grammars, GrammarSpec
 from glmjax.text.reader import Opening
@@ -102,9 +102,15 @@ class ServedModel:
         """All that it is told as."""
         return self.name, *self.aliases
 
-    def is_called(self, name: str) -> bool:
-        """Whether clients may call it so: by its names, its folder, or "default" as with SGLang."""
-        return name in (*self.names, str(self.folder), "default")
+    def check_name(self, name: str | None) -> None:
+        """Raise ModelNotFoundError when another model is asked for.
+
+        Its names are its own, and what clients of SGLang say: its folder, or "default".
+        """
+        if name not in (None, "default", str(self.folder), *self.names):
+            raise ModelNotFoundError(
+                f"the model {name!r} is not served here; {self.name!r} is", "model"
+            )
 
     def sampling(self, **given: Any) -> SamplingParams:
         """Sampling parameters: what is given, else the model's defaults; None is not given.

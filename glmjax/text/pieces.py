@@ -16,6 +16,7 @@ CACHE_BYTES = 2**28  # of token ids; some 60 million tokens
 ENTRY_BYTES = 512  # what an entry takes besides
 
 Ids = np.ndarray  # int32 [T]
+EMPTY: Ids = np.zeros(0, np.int32)
 
 
 class PieceEncoder:
@@ -64,9 +65,6 @@ class PieceEncoder:
 def _key(piece: str) -> bytes:
     """What a piece is known by: texts would take more room than their tokens."""
     return hashlib.blake2b(piece.encode(), digest_size=16).digest()
-
-
-EMPTY: Ids = np.zeros(0, np.int32)
 
 
 def _cuts(backend: tokenizers.Tokenizer) -> tuple[Mapping[str, Ids], re.Pattern[str] | None]:

@@ -55,7 +55,7 @@ async def messages(body: MessagesRequest, request: Request, frontend: FrontendOf
 async def count_tokens(body: PromptRequest, frontend: FrontendOf) -> Response:
     """How many tokens a conversation's prompt has, those included that may be cached."""
     chat, origins, applied = await asyncio.to_thread(_chat, body, frontend.served)
-    chat.check_model(frontend.served)
+    frontend.served.check_name(chat.model)
     with _worded(body, origins):
         size = len(await asyncio.to_thread(chat.prompt, frontend.served))
     return JSONResponse({"input_tokens": size} | counted(size, applied))

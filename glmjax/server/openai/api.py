@@ -48,7 +48,7 @@ async def chat_completions(body: ChatRequest, request: Request, frontend: Fronte
 async def completions(body: CompletionRequest, request: Request, frontend: FrontendOf) -> Response:
     """Continue text or token ids."""
     served = frontend.served
-    body.check_model(served)
+    served.check_name(body.model)
     unserved.check_extra(body, unserved.COMPLETION)
     prompts = await asyncio.to_thread(_prompts, body.prompt, served)
     with spelled(body.spelling):

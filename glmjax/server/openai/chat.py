@@ -20,7 +20,7 @@ async def generate_chat(body: ChatRequest, request_id: str, frontend: Frontend) 
         InvalidRequestError: something that is not served, or out of its range; and as
             `Frontend.generate` does.
     """
-    body.check_model(frontend.served)
+    frontend.served.check_name(body.model)
     unserved.check_extra(body, unserved.CHAT)
     with spelled(body.spelling):
         specs = await asyncio.to_thread(_specs, body, frontend.served)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from glmjax.errors import InvalidRequestError, ModelNotFoundError
+from glmjax.errors import InvalidRequestError
 from glmjax.server.choice import ChoiceSpec
 from glmjax.server.grammar_fields import response_format
 from glmjax.server.sampling_fields import SamplingFields, deadline, logit_bias
@@ -74,13 +74,6 @@ class SamplingRequest(SamplingFields):
     def choices(self, prompts: list[list[int]], served: ServedModel) -> list[ChoiceSpec]:
         """What to generate. Raises InvalidRequestError when a value is out of its range."""
         raise NotImplementedError
-
-    def check_model(self, served: ServedModel) -> None:
-        """Raise ModelNotFoundError when another model is asked for."""
-        if self.model is not None and not served.is_called(self.model):
-            raise ModelNotFoundError(
-                f"the model {self.model!r} is not served here; {served.name!r} is", "model"
-            )
 
     def grammars(self) -> list[GrammarSpec]:
         """Every grammar that is asked for."""

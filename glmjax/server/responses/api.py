@@ -64,7 +64,7 @@ async def count_input_tokens(
 ) -> Response:
     """How many tokens a conversation's prompt has, those included that may be cached."""
     made = await asyncio.to_thread(_prepared, body, kept)
-    made.chat.check_model(frontend.served)
+    frontend.served.check_name(made.chat.model)
     with told(made.turns, made.tools):
         prompt = await asyncio.to_thread(made.chat.prompt, frontend.served)
     return JSONResponse({"object": "response.input_tokens", "input_tokens": len(prompt)})

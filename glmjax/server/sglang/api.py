@@ -33,7 +33,6 @@ from glmjax.server.sglang.requests import (
     DetokenizeRequest,
     GenerateRequest,
     TokenizeRequest,
-    check_model,
     numbered,
 )
 from glmjax.text.thinking import Phase
@@ -47,7 +46,7 @@ router = APIRouter(route_class=JsonRoute)
 async def generate(body: GenerateRequest, request: Request, frontend: FrontendOf) -> Response:
     """Continue text or token ids, one or many; a stream repeats all of the text in each event."""
     served = frontend.served
-    check_model(body.model, served)
+    served.check_name(body.model)
     unserved.check_extra(body, unserved.GENERATE)
     rid = (isinstance(body.rid, str) and body.rid) or secrets.token_hex(16)
     with spelled(body.spelling):
@@ -174,7 +173,7 @@ async def abort_request(body: AbortRequest, frontend: FrontendOf) -> Response:
 async def tokenize(body: TokenizeRequest, frontend: FrontendOf) -> Response:
     """Token ids of a text, of each of several, or of a conversation. None is added to a text."""
     served = frontend.served
-    check_model(body.model, served)
+    served.check_name(body.model)
     ids = await asyncio.to_thread(body.ids, served)
     many = isinstance(body.prompt, list)
     count = [len(each) for each in cast("list[list[int]]", ids)] if many else len(ids)
@@ -196,7 +195,7 @@ def _texts(ids: list[Any], served: ServedModel) -> list[Any]:
 async def detokenize(body: DetokenizeRequest, frontend: FrontendOf) -> Response:
     """Text of token ids, or of each of several lists."""
     served = frontend.served
-    check_model(body.model, served)
+    served.check_name(body.model)
     one = not body.tokens or isinstance(body.tokens[0], int)
     lists = cast("list[list[int]]", [body.tokens] if one else body.tokens)
     with spelled(TOKENS):

@@ -12,7 +12,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from glmjax.errors import InvalidRequestError
 from glmjax.server import unserved
 from glmjax.server.choice import MAX_CHOICES, ChoiceSpec
-from glmjax.server.openai.requests import ChatRequest, SamplingRequest, Thinking
+from glmjax.server.openai.requests import ChatRequest, Thinking
 from glmjax.server.sampling_fields import SamplingFields, check_total, deadline
 from glmjax.server.served import ServedModel
 
@@ -35,11 +35,6 @@ class NativeSampling(SamplingFields):
     max_new_tokens: int | None = 128
     min_new_tokens: int | None = None
     seed: int | None = Field(default=None, validation_alias=AliasChoices("sampling_seed", "seed"))
-
-
-def check_model(name: str | None, served: ServedModel) -> None:
-    """Raise ModelNotFoundError when another model is asked for."""
-    SamplingRequest(model=name).check_model(served)
 
 
 class GenerateRequest(BaseModel):
