@@ -38,12 +38,17 @@ def run(*arguments: object, command: list[str] = COMMAND) -> tuple[int, str]:
     return process.returncode, errors
 
 
-def stop_at(process: subprocess.Popen[str], group: Path, stop: signal.Signals) -> str:
-    """Send a signal once `group` is written; returns stderr."""
+def signal_at(process: subprocess.Popen[str], group: Path, number: signal.Signals) -> None:
+    """Send a signal once `group` is written."""
     while not group.exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.002)
-    process.send_signal(stop)
+    process.send_signal(number)
+
+
+def stop_at(process: subprocess.Popen[str], group: Path, stop: signal.Signals) -> str:
+    """Stop it once `group` is written; returns stderr."""
+    signal_at(process, group, stop)
     return process.communicate(timeout=60)[1]
 
 
@@ -86,15 +91,14 @@ def test_ctrl_c_is_one_line_and_130(source, tmp_path):
 
 
 def test_one_at_a_time(source, tmp_path):
-    process = start(source, tmp_path / "out")
     group = tmp_path / "out.partial" / "params" / "layer_00001"
-    while not group.exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.002)
-    with pytest.raises(CheckpointError, match="another conversion is writing"):
-        convert(source, tmp_path / "out")
-    process.kill()
-    process.communicate()
+    with start(source, tmp_path / "out") as process:
+        try:
+            signal_at(process, group, signal.SIGSTOP)  # else it may be done too soon
+            with pytest.raises(CheckpointError, match="another conversion is writing"):
+                convert(source, tmp_path / "out")
+        finally:
+            process.kill()
 
 
 def test_a_changed_source_starts_again(tmp_path, caplog):
