@@ -9,6 +9,7 @@ import functools
 import gc
 import logging
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from glmjax.hosts.connect import connect
 from glmjax.hosts.joining import place_of
 from glmjax.hosts.roles import joined
 from glmjax.planner import command as planning
+from glmjax.server.access import Access
 from glmjax.server.served import PARSERS
 from glmjax.server.serving import check_free, serve
 
@@ -53,6 +55,8 @@ all of them."""
 
 # What may differ between hosts; all other options must be the same.
 OWN = {"host", "port", "grpc-port", "host-index", "coordinator", "model", "served-model-name"} | {
+    "api-key",
+    "allowed-origins",
     "compile-cache",
     "drain-timeout-s",
     "reasoning-parser",
@@ -164,6 +168,22 @@ def _network_options(p: argparse.ArgumentParser) -> None:
     add("--host", default="127.0.0.1", help="address to listen on; default 127.0.0.1")
     port("--port", default=30000, help="HTTP; 0: any free one; default 30000")
     port("--grpc-port", default=30001, help="gRPC; 0: any free one; default 30001")
+    add(
+        "--api-key",
+        nargs="+",
+        metavar="KEY",
+        help="what clients must send, as 'authorization: Bearer KEY' or 'x-api-key: KEY', but for "
+        "health and metrics; default: those in the environment's GLMJAX_API_KEY, which other "
+        "users of the machine cannot read; with neither, all may ask",
+    )
+    add(
+        "--allowed-origins",
+        nargs="+",
+        default=(),
+        metavar="ORIGIN",
+        help="web pages that may ask from a browser, as https://chat.example.com; *: all; default: "
+        "none",
+    )
     add(
         "--drain-timeout-s",
         type=_positive,
@@ -305,6 +325,12 @@ def _said(value: int | None, default: int) -> int:
     return default if value is None else value
 
 
+def access_of(args: argparse.Namespace) -> Access:
+    """Who may ask. Raises ConfigError for keys and origins that cannot be."""
+    keys = args.api_key or os.environ.get("GLMJAX_API_KEY", "").split()
+    return Access(tuple(keys), tuple(args.allowed_origins))
+
+
 def check_drafting(args: argparse.Namespace, folder: Path) -> None:
     """Raise ConfigError when drafting was asked for of a model that cannot draft."""
     if args.speculative_algorithm and not ModelConfig.from_hf(folder).num_nextn_predict_layers:
@@ -333,6 +359,7 @@ def run(args: argparse.Namespace) -> None:
     mesh = parse_mesh(args)
     for configure in (scheduler_config, cache_config):  # what cannot be is told before JAX starts
         configure(args, SIZES["cpu"])
+    access = access_of(args)
     place = place_of(args.hosts, args.host_index, args.coordinator)
     ports = args.host, args.port, args.grpc_port
     if place.index == 0:
@@ -355,7 +382,7 @@ def run(args: argparse.Namespace) -> None:
         )
         gc.collect()
         gc.freeze()  # what is built by now stays: walking through it would stop a step for 0.1 s
-        answer = functools.partial(serve, engine, served, *ports, args.drain_timeout_s)
+        answer = functools.partial(serve, engine, served, *ports, args.drain_timeout_s, access)
         role.run(lambda watch: asyncio.run(answer(watch)))
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from glmjax.engine import Engine
+from glmjax.server.access import EVERYONE, Access
 from glmjax.server.engine_thread import EngineThread
 from glmjax.server.frontend import Frontend
 from glmjax.server.grpc.server import grpc_server
@@ -41,7 +42,12 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def running(
-    engine: Engine, served: ServedModel, host: str, port: int, grpc_port: int
+    engine: Engine,
+    served: ServedModel,
+    host: str,
+    port: int,
+    grpc_port: int,
+    access: Access = EVERYONE,
 ) -> AsyncIterator[Running]:
     """Serve until left; leaving ends requests that still run. Port 0 takes a free one.
 
@@ -51,8 +57,8 @@ async def running(
     times = RequestTimes()
     frontend = Frontend(EngineThread(engine, times), served)
     with listen(host, port) as sock:
-        http = HttpServer(frontend, times)
-        async with grpc_server(frontend, host, grpc_port) as bound:
+        http = HttpServer(frontend, times, access)
+        async with grpc_server(frontend, host, grpc_port, access) as bound:
             task = asyncio.create_task(http.serve(sockets=[sock]))
             try:
                 await _first(http.ready.wait(), asyncio.shield(task))
@@ -78,6 +84,7 @@ async def serve(
     port: int = 30000,
     grpc_port: int = 30001,
     drain_timeout_s: float = 60.0,
+    access: Access = EVERYONE,
     watch: Watch | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return. A second signal ends at once.
@@ -86,6 +93,7 @@ async def serve(
     that run finish, at the latest after `drain_timeout_s`. Must be called in the main thread.
 
     Args:
+        access: who may use the servers.
         watch: is given, once this serves, what asks it to drain, as often as one likes, and what
             ends all requests with words; both for any thread.
 
@@ -93,7 +101,7 @@ async def serve(
         ConfigError: an address is taken or not of this machine.
     """
     with _stops_on_signals() as stop:
-        async with running(engine, served, host, port, grpc_port) as servers:
+        async with running(engine, served, host, port, grpc_port, access) as servers:
             log.info(
                 "ready: %s at http://%s:%d (OpenAI, Anthropic, SGLang) and grpc://%s:%d "
                 "(SglangScheduler)",

@@ -21,6 +21,7 @@ from glmjax.engine import Engine
 from glmjax.plans import ChunkRow, Limits, StepPlan, StepResult
 from glmjax.runner.fake import FakeHandle, FakeRunner, next_token
 from glmjax.scheduler.buckets import make_buckets
+from glmjax.server.access import EVERYONE, Access
 from glmjax.server.frontend import Frontend
 from glmjax.server.served import ServedModel
 from glmjax.server.serving import running
@@ -162,14 +163,14 @@ def logged(caplog: pytest.LogCaptureFixture, *parts: str) -> str:
 
 
 @contextlib.contextmanager
-def live(served: ServedModel, **engine_options) -> Iterator[Live]:
+def live(served: ServedModel, access: Access = EVERYONE, **engine_options) -> Iterator[Live]:
     """Servers on a thread of their own, with an event loop of their own."""
     engine, runner = make_engine(served, **engine_options)
     up, down = threading.Event(), asyncio.Event()
     found: list[Live] = []
 
     async def main() -> None:
-        async with running(engine, served, HOST, 0, 0) as servers:
+        async with running(engine, served, HOST, 0, 0, access) as servers:
             ports = (servers.http_port, servers.grpc_port)
             found.append(Live(servers.frontend, runner, *ports, asyncio.get_running_loop()))
             up.set()

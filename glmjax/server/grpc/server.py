@@ -31,9 +31,11 @@ from glmjax.errors import (
     InvalidRequestError,
     QueueFullError,
 )
+from glmjax.server.access import EVERYONE, Access
 from glmjax.server.collect import Collected
 from glmjax.server.engine_thread import EngineState
 from glmjax.server.frontend import DeadlineError, Frontend
+from glmjax.server.grpc.keys import HEALTH, KeyCheck
 from glmjax.server.grpc.requests import responses, specs_of
 from glmjax.server.grpc.tokenizer_bundle import tokenizer_zip
 from glmjax.server.info import VERSION, load_numbers, server_args
@@ -225,7 +227,7 @@ async def _follow(frontend: Frontend, health: health_aio.HealthServicer) -> None
 
 @contextlib.asynccontextmanager
 async def grpc_server(
-    frontend: Frontend, host: str, port: int, grace_s: float = 5
+    frontend: Frontend, host: str, port: int, access: Access = EVERYONE, grace_s: float = 5
 ) -> AsyncIterator[int]:
     """Serve until left; gives the port, a free one where 0 was asked for.
 
@@ -234,11 +236,11 @@ async def grpc_server(
     Raises:
         ConfigError: the address is taken or not of this machine.
     """
-    server, health = grpc.aio.server(options=OPTIONS), health_aio.HealthServicer()
+    server = grpc.aio.server(options=OPTIONS, interceptors=[KeyCheck(access)])
+    health = health_aio.HealthServicer()
     pb_grpc.add_SglangSchedulerServicer_to_server(SchedulerServicer(frontend), server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
-    reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+    reflection.enable_server_reflection((SERVICE, HEALTH, reflection.SERVICE_NAME), server)
     address = f"[{host}]" if ":" in host else host
     try:
         bound = server.add_insecure_port(f"{address}:{port}")

@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from glmjax.server.http.endpoints import ENDPOINTS, KINDS, STATUSES, TAGS, Endpoint
+from glmjax.server.http.keys import OPEN
 from glmjax.server.http.request_schemas import REF, narrow, ref
 from glmjax.server.openai.answers import ChatTool, ChatTurn
 from glmjax.server.sglang.answers import AnthropicError, Error
@@ -29,16 +30,21 @@ ANTHROPIC = "/v1/messages"
 TEXT = {"type": "string"}
 WAIT = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
 WAITING = (429, 503)
+KEYS = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
 
 UNUSED = ("HTTPValidationError", "ValidationError")  # FastAPI's, for a 422 that is never sent
 
 
-def describe(app: FastAPI, model: str) -> Schema:
+def describe(app: FastAPI, model: str, keyed: bool = False) -> Schema:
     """The OpenAPI description of `app`, whose endpoints should be in `ENDPOINTS`.
 
     Args:
         app: the application.
         model: the name of its model, for examples.
+        keyed: whether clients need a key.
     """
     schema = get_openapi(
         title="glmjax",
@@ -56,7 +62,19 @@ def describe(app: FastAPI, model: str) -> Schema:
         components.pop(name, None)
     narrow(components, model)
     components.update(answer_schemas())
+    if keyed:
+        _add_keys(schema)
     return schema
+
+
+def _add_keys(schema: Schema) -> None:
+    schema["components"]["securitySchemes"] = KEYS
+    schema["security"] = [{name: []} for name in KEYS]
+    for path, operation in _operations(schema):
+        if path in OPEN:
+            operation["security"] = []
+        else:
+            operation["responses"]["401"] = _error(401, path)
 
 
 def _operations(schema: Schema) -> Iterator[tuple[str, Schema]]:
@@ -96,10 +114,15 @@ def _event(model: type, last: str | None) -> Schema:
 
 
 def _other(status: int, endpoint: Endpoint, path: str) -> Schema:
-    error = AnthropicError if path.startswith(ANTHROPIC) else Error
-    body = endpoint.answers.get(status, error)
-    response = {"description": STATUSES[status], "content": _json(body)}
-    return response | ({"headers": WAIT} if status in WAITING and body is error else {})
+    if body := endpoint.answers.get(status):
+        return {"description": STATUSES[status], "content": _json(body)}
+    return _error(status, path)
+
+
+def _error(status: int, path: str) -> Schema:
+    body = AnthropicError if path.startswith(ANTHROPIC) else Error
+    headers = {"headers": WAIT} if status in WAITING else {}
+    return {"description": STATUSES[status], "content": _json(body)} | headers
 
 
 def _json(model: type) -> Schema:

@@ -25,6 +25,7 @@ TAGS = {
 }
 STATUSES = {
     400: "The request is malformed, asks for what is not served, or can never be served.",
+    401: "The API key is missing or not known.",
     404: "There is no such model or object.",
     413: "The request is too large.",
     429: "Too many requests are waiting; try again.",

@@ -61,6 +61,7 @@ ANTHROPIC = "/v1/messages"
 # Anthropic's types by status; of others, those of the nearest hundred.
 ANTHROPIC_TYPES = {
     400: "invalid_request_error",
+    401: "authentication_error",
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",

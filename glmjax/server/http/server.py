@@ -10,14 +10,17 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from glmjax.errors import ConfigError
 from glmjax.server import metrics
+from glmjax.server.access import EVERYONE, Access
 from glmjax.server.anthropic import api as anthropic_api
 from glmjax.server.frontend import Frontend
 from glmjax.server.http import unserved_paths, welcome
 from glmjax.server.http.description import describe
 from glmjax.server.http.errors import add_error_handlers
+from glmjax.server.http.keys import KeyCheck
 from glmjax.server.info import VERSION
 from glmjax.server.openai import api as openai_api
 from glmjax.server.request_times import RequestTimes
@@ -44,12 +47,13 @@ class App(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         """What /openapi.json says; made once, when it is asked for."""
-        self.openapi_schema = self.openapi_schema or describe(self, self.state.frontend.served.name)
+        model, keyed = self.state.frontend.served.name, bool(self.state.access.keys)
+        self.openapi_schema = self.openapi_schema or describe(self, model, keyed)
         return self.openapi_schema
 
 
-def create_app(frontend: Frontend, times: RequestTimes) -> FastAPI:
-    """The application over a front end, whose requests `times` observes."""
+def create_app(frontend: Frontend, times: RequestTimes, access: Access = EVERYONE) -> FastAPI:
+    """The application over a front end; `times` observes its requests, `access` admits them."""
     app = App(
         version=VERSION,
         docs_url=None,
@@ -57,6 +61,7 @@ def create_app(frontend: Frontend, times: RequestTimes) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.frontend = frontend
+    app.state.access = access
     app.state.kept_items = KeptItems()
     app.state.times = times
     app.state.metrics = metrics.EngineCollector(frontend.served.name, frontend.engine, times)
@@ -64,7 +69,21 @@ def create_app(frontend: Frontend, times: RequestTimes) -> FastAPI:
         app.include_router(api.router)
     app.router.default = unserved_paths.refuse
     add_error_handlers(app)
+    _guard(app, access)
     return app
+
+
+def _guard(app: FastAPI, access: Access) -> None:
+    """Keys around all routes, inside of what answers errors; outermost what browsers ask first."""
+    app.router.middleware_stack = KeyCheck(app.router.middleware_stack, access)
+    if access.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=access.origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -89,10 +108,12 @@ def listen(host: str, port: int) -> socket.socket:
 class HttpServer(uvicorn.Server):
     """uvicorn without its signal handlers: whoever owns the loop decides when to stop."""
 
-    def __init__(self, frontend: Frontend, times: RequestTimes, grace_s: int = 5):
+    def __init__(
+        self, frontend: Frontend, times: RequestTimes, access: Access = EVERYONE, grace_s: int = 5
+    ):
         super().__init__(
             uvicorn.Config(
-                create_app(frontend, times),
+                create_app(frontend, times, access),
                 lifespan="off",
                 ws="none",
                 log_config=None,
