@@ -77,6 +77,29 @@ def test_all_requests(client: httpx.Client, slow: Live, pool: ThreadPoolExecutor
         assert each.result().json()["choices"][0]["finish_reason"] == "abort"
 
 
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
+        ("/v1/completions", {"prompt": "a"}),
+    ],
+)
+def test_completions_by_an_id_of_the_client(
+    client: httpx.Client, slow: Live, pool: ThreadPoolExecutor, path: str, asked: dict, n: int
+):
+    body = asked | {"rid": "mine", "n": n, "max_tokens": 3000, "ignore_eos": True}
+    running = begin(pool, slow, n, path, **body)
+    error = client.post(path, json=body).json()["error"]
+    assert error["param"] == "rid"
+    assert "in use" in error["message"]
+    assert abort(client, rid="mine")
+    answer = running.result().json()
+    assert answer["id"] == "mine"
+    assert [choice["finish_reason"] for choice in answer["choices"]] == ["abort"] * n
+    assert client.post(path, json=asked | {"rid": "", "max_tokens": 1}).json()["id"] != ""
+
+
 def test_a_request_that_the_engine_does_not_know_yet(
     client: httpx.Client, slow: Live, pool: ThreadPoolExecutor
 ):

@@ -40,7 +40,7 @@ router = APIRouter(prefix="/v1", route_class=JsonRoute)
 async def chat_completions(body: ChatRequest, request: Request, frontend: FrontendOf) -> Response:
     """Continue a conversation."""
     with _about_messages():
-        generation = await generate_chat(body, _id(CHAT), frontend)
+        generation = await generate_chat(body, _id(CHAT, body), frontend)
     return await _answer(CHAT, body, generation, request, frontend.served)
 
 
@@ -53,7 +53,7 @@ async def completions(body: CompletionRequest, request: Request, frontend: Front
     prompts = await asyncio.to_thread(_prompts, body.prompt, served)
     with spelled(body.spelling):
         specs = body.choices(prompts, served)
-        generation = await frontend.generate(_id(COMPLETION), specs)
+        generation = await frontend.generate(_id(COMPLETION, body), specs)
     return await _answer(COMPLETION, body, generation, request, served)
 
 
@@ -167,8 +167,8 @@ def _about_messages() -> Iterator[None]:
         raise ContextLengthError(str(error), param) from None
 
 
-def _id(shape: Shape) -> str:
-    return f"{shape.prefix}-{secrets.token_hex(12)}"
+def _id(shape: Shape, body: SamplingRequest) -> str:
+    return body.rid or f"{shape.prefix}-{secrets.token_hex(12)}"
 
 
 async def _answer(

@@ -59,12 +59,14 @@ class SamplingRequest(SamplingFields):
     priority: int | None = None
     timeout: float | None = None
     return_token_ids: bool | None = None  # vLLM's
+    rid: str | None = None  # SGLang's: the answer's id, by which it may be ended
 
     @property
     def spelling(self) -> dict[str, str]:
         """The client's names of what errors may be about."""
         limit = "max_tokens"
-        return {"max_new_tokens": limit, limit: limit, "min_new_tokens": "min_tokens"}
+        names = {"max_new_tokens": limit, limit: limit, "min_new_tokens": "min_tokens"}
+        return names | {"request_id": "rid"}
 
     @property
     def echoes(self) -> bool:
