@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from glmjax.errors import InvalidRequestError
+from glmjax.server.unserved import Exact
 from glmjax.text.grammar import GrammarSpec
 from glmjax.text.value_grammar import self_contained
 
@@ -31,10 +32,8 @@ STRUCTURED: dict[str, Kind] = {
 FORMATS = ("text", "json_object", "json_schema")
 
 
-class StructuredOutputs(BaseModel):
+class StructuredOutputs(Exact):
     """vLLM's later form of its guided_* fields: one of these."""
-
-    model_config = ConfigDict(extra="forbid")
 
     json_schema: dict[str, Any] | str | None = Field(None, alias="json")
     json_object: bool | None = None

@@ -156,7 +156,7 @@ def post(server: Live, path: str, body: Any) -> tuple[int, dict[str, Any]]:
         ({"output_format": FORMAT | {"schema": {"type": 5}}}, "output_format must be"),
         ({"output_config": {"format": FORMAT | {"schema": {"type": 5}}}}, "output_config.format"),
         ({"output_config": {"effort": "lots"}}, "output_config.effort: should be 'low'"),
-        ({"output_config": {"task_budget": {}}}, "output_config.task_budget: Extra"),
+        ({"output_config": {"task_budget": {"total": 9}}}, "output_config.task_budget: Extra"),
         ({"context_management": {"edits": [{"type": "compact_20260112"}]}}, "edits[0]: type is"),
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers is not served yet"),
         ({"fallback_credit_token": "x"}, "fallback_credit_token is not served yet"),

@@ -165,6 +165,66 @@ def test_whole_requests_of_other_clients(client: httpx.Client, server: Live):
         assert response.status_code == 200, response.text
 
 
+USE = {"type": "tool_use", "id": "t", "name": "f", "input": {}}
+NESTED: dict[str, dict[str, Any]] = {
+    "/v1/messages": {
+        "max_tokens": 4,
+        "system": [{"type": "text", "text": "Be brief."}],
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "a"}]},
+            {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}, USE]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t"}]},
+        ],
+        "tools": [{"name": "f", "input_schema": {"type": "object"}}],
+        "tool_choice": {"type": "auto"},
+        "thinking": {"type": "enabled", "budget_tokens": 2},
+        "output_config": {"effort": "low"},
+        "context_management": {
+            "edits": [
+                {
+                    "type": "clear_tool_uses_20250919",
+                    "trigger": {"type": "input_tokens", "value": 9999},
+                    "keep": {"type": "tool_uses", "value": 1},
+                }
+            ]
+        },
+    },
+    "/v1/responses": {
+        "max_output_tokens": 4,
+        "input": [
+            {"role": "user", "content": [{"type": "input_text", "text": "a"}]},
+            {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]},
+            {"type": "function_call", "call_id": "t", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "t", "output": "b"},
+        ],
+        "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}}],
+        "reasoning": {"effort": "low"},
+        "text": {"format": {"type": "text"}, "verbosity": "low"},
+    },
+}
+
+
+def with_nothing(value: Any) -> Any:
+    """With a field that nobody knows in each object, but in what the model reads as it is."""
+    if isinstance(value, list):
+        return [with_nothing(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    within = {k: v if v == {} or k == "tools" else with_nothing(v) for k, v in value.items()}
+    return within | {"no_such_field": None}
+
+
+@pytest.mark.parametrize("path", NESTED)
+def test_fields_that_nobody_knows_within_others(client: httpx.Client, server: Live, path: str):
+    told = []
+    for body in (NESTED[path], with_nothing(NESTED[path])):
+        client.post("/flush_cache")
+        response = client.post(path, json=body | {"model": server.model, "temperature": 0})
+        assert response.status_code == 200, response.text
+        told.append(response.json()["usage"]["input_tokens"])
+    assert told[0] == told[1]
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [

@@ -6,12 +6,14 @@ import reprlib
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Tag
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Tag
 from pydantic_core import PydanticCustomError
 
+from glmjax.server.unserved import Exact
 from glmjax.text.chat import not_shown
 
 READ = ("text", "content")  # sources of documents that are text
+OPEN = ConfigDict(extra="allow", json_schema_extra={})  # for what is not read
 SEAL = "thought:"  # how signatures begin that hold the thought itself, which is not shown
 
 
@@ -35,13 +37,7 @@ def by(field: str) -> Discriminator:
     return Discriminator(lambda it: f"<{it[field]}>")
 
 
-class Fields(BaseModel):
-    """An object of a request; it names a field that it does not know."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Block(Fields):
+class Block(Exact):
     """A piece of a message. Marks for a cache mean nothing: all prefixes are cached here."""
 
 
@@ -97,7 +93,7 @@ TextOnly = Annotated[Text, only("type", "text")]
 class Image(Block):
     """A picture, which the model cannot see. It is told so, and can go on."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = OPEN
 
     type: Literal["image"]
 
@@ -144,7 +140,7 @@ class ContentSource(Block):
 class FileSource(Block):
     """A document of another form, such as PDF, or one that is elsewhere."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = OPEN
 
     type: Literal["base64", "url", "file"]
 
@@ -239,21 +235,21 @@ AssistantBlock = Annotated[
 ]
 
 
-class UserMessage(Fields):
+class UserMessage(Exact):
     """What the user says, and what tools answered."""
 
     role: Literal["user"]
     content: str | list[UserBlock]
 
 
-class AssistantMessage(Fields):
+class AssistantMessage(Exact):
     """What the model said before."""
 
     role: Literal["assistant"]
     content: str | list[AssistantBlock]
 
 
-class SystemMessage(Fields):
+class SystemMessage(Exact):
     """An instruction in the middle of a conversation."""
 
     role: Literal["system"]

@@ -10,7 +10,6 @@ from pydantic import Field, Tag
 
 from glmjax.server.anthropic.blocks import (
     Block,
-    Fields,
     Message,
     Reference,
     ToolResult,
@@ -19,6 +18,7 @@ from glmjax.server.anthropic.blocks import (
     joined,
     only,
 )
+from glmjax.server.unserved import Exact
 
 CLEAR_THINKING, CLEAR_TOOL_USES = "clear_thinking_20251015", "clear_tool_uses_20250919"
 CLEARED = "[cleared: this result is no longer kept]"
@@ -27,14 +27,14 @@ TRIGGER_TOKENS, USES_KEPT = 100_000, 3  # Anthropic's, where a client names none
 Place = tuple[int, int]  # of a block: its message's, and its own
 
 
-class ThoughtsKept(Fields):
+class ThoughtsKept(Exact):
     """How many turns keep their thoughts."""
 
     type: Literal["all", "thinking_turns"]
     value: int = 1
 
 
-class ClearThinking(Fields):
+class ClearThinking(Exact):
     """Leave out the thoughts of earlier turns."""
 
     type: Literal["clear_thinking_20251015"]
@@ -48,28 +48,28 @@ class ClearThinking(Fields):
         return self.keep == "all"
 
 
-class Trigger(Fields):
+class Trigger(Exact):
     """From when on something is left out: when there is more than so much."""
 
     type: Literal["input_tokens", "tool_uses"]
     value: int = Field(ge=0)
 
 
-class UsesKept(Fields):
+class UsesKept(Exact):
     """How many of the latest uses of tools are kept."""
 
     type: Literal["tool_uses"]
     value: int = Field(ge=0)
 
 
-class LeastCleared(Fields):
+class LeastCleared(Exact):
     """Results are left out in batches that free as much: each costs the cache of what follows."""
 
     type: Literal["input_tokens"]
     value: int = Field(ge=0)
 
 
-class ClearToolUses(Fields):
+class ClearToolUses(Exact):
     """Leave out old results of tools, and if asked what the tools were called with."""
 
     type: Literal["clear_tool_uses_20250919"]
@@ -95,7 +95,7 @@ class ClearToolUses(Fields):
         return inputs is True or tool in inputs
 
 
-class ContextManagement(Fields):
+class ContextManagement(Exact):
     """What is left out of a conversation."""
 
     edits: (

@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from glmjax.errors import InvalidRequestError
-from glmjax.server.anthropic.blocks import Fields, Message, TextOnly, only
+from glmjax.server.anthropic.blocks import Message, TextOnly, only
 from glmjax.server.anthropic.edits import ContextManagement
 from glmjax.server.anthropic.messages import ChatMessage, Origins, conversation
 from glmjax.server.choice import ChoiceSpec
 from glmjax.server.openai.requests import ChatRequest, Thinking
 from glmjax.server.served import ServedModel
-from glmjax.server.unserved import Neutral
+from glmjax.server.unserved import Exact, Neutral
 
 # Fields that are not served, and the values with which they ask for nothing.
 UNSERVED: Neutral = {
@@ -55,7 +55,7 @@ class ThreadError(InvalidRequestError):
     details = MappingProxyType({"error_code": "thread_unsupported_request"})
 
 
-class ThinkingConfig(Fields):
+class ThinkingConfig(Exact):
     """Whether the model thinks; `adaptive` leaves it to the model, and GLM models do.
 
     Thoughts that are not omitted are shown as they come, which is what `updates` asks for.
@@ -71,21 +71,21 @@ class ThinkingConfig(Fields):
         return self.type in ("enabled", "adaptive")
 
 
-class Format(Fields):
+class Format(Exact):
     """The answer is JSON of this schema."""
 
     type: Literal["json_schema"]
     schema_: dict[str, Any] = Field(alias="schema")
 
 
-class OutputConfig(Fields):
+class OutputConfig(Exact):
     """How hard to think, which the chat template may read, and the form of the answer."""
 
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     format: Format | None = None
 
 
-class Tool(Fields):
+class Tool(Exact):
     """A tool that the client runs.
 
     One with `defer_loading` may be called, but the model is told of it only where a result refers
@@ -112,7 +112,7 @@ class Tool(Fields):
         return {"type": "function", "function": {"name": self.name} | words | parameters | strict}
 
 
-class ToolChoice(Fields):
+class ToolChoice(Exact):
     """Which tools are called."""
 
     type: Literal["auto", "any", "tool", "none"]

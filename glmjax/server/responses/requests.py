@@ -12,7 +12,7 @@ from glmjax.server import unserved
 from glmjax.server.openai.requests import Thinking
 from glmjax.server.responses.tools import custom_arguments
 from glmjax.server.sampling_fields import SamplingFields
-from glmjax.server.unserved import Neutral
+from glmjax.server.unserved import Exact, Neutral
 
 NO_STATE = "this server keeps no responses"
 RESEND = "send the whole conversation in input"
@@ -132,10 +132,8 @@ class ResultItem(BaseModel):
     output: Text
 
 
-class ReferenceItem(BaseModel):
+class ReferenceItem(Exact):
     """An item of an earlier answer, by its id; without `type` too."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["item_reference"] | None = None
     id: str
@@ -190,10 +188,8 @@ class ReasoningOptions(BaseModel):
     generate_summary: Literal["auto", "concise", "detailed"] | None = None  # its old name
 
 
-class TextFormat(BaseModel):
+class TextFormat(Exact):
     """What the answer's text must be."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
@@ -202,19 +198,15 @@ class TextFormat(BaseModel):
     strict: bool | None = None
 
 
-class TextOptions(BaseModel):
+class TextOptions(Exact):
     """How the answer is worded; the model has no switch for verbosity."""
-
-    model_config = ConfigDict(extra="forbid")
 
     format: TextFormat | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
-class ResponseStreamOptions(BaseModel):
+class ResponseStreamOptions(Exact):
     """Nothing is ever obfuscated."""
-
-    model_config = ConfigDict(extra="forbid")
 
     include_obfuscation: bool | None = None
 
