@@ -14,10 +14,14 @@ from processes import Server, environment, run_command, start_hosts, start_serve
 __all__ = ["environment", "run_command", "start_hosts", "start_server"]
 
 
+# Few shapes, since each is a program that takes seconds to compile.
+SHAPES = ("--max-running-requests", "8", "--chunked-prefill-size", "64")
+
+
 @pytest.fixture(scope="session")
 def nano(start_server) -> Iterator[Server]:
-    """The server that users get with no model named; tests leave it idle."""
-    with start_server(XLA_FLAGS="") as server:  # optimised programs
+    """The model and the optimised programs that users get by default; tests leave it idle."""
+    with start_server(*SHAPES, XLA_FLAGS="") as server:
         yield server
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import shutil
 import socket
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from glmjax.config import SIZES, CacheConfig, SchedulerConfig
+from glmjax.errors import ConfigError
 
 SERVE = Path(__file__).parents[2] / "serve.py"
 
@@ -69,13 +71,24 @@ def test_what_the_options_of_the_kv_pool_mean(arguments: list[str], fields: dict
     [
         (["--mesh", "0x2"], "mesh 0x2: both axes must be 1 or more"),
         (["--mesh", "8by2"], "expected N (tensor parallel N) or DxT"),
-        (["--mesh", "3"], "does not divide num_key_value_heads 8"),
-        (["--kv-cache-gib", "0.000001"], "give it more memory"),
         (["--page-size", "0"], "page_size 0 must be 1 or more"),
         (["--chunked-prefill-size", "1"], "chunked_prefill_size is 1, expected 2 or more"),
-        (["--max-seq-len", "4000", "--kv-cache-gib", "0.01"], "give the pool more memory"),
         (["--speculative-num-draft-tokens", "8"], "has 4 tokens to verify; give 4 or leave it out"),
         (["--speculative-num-steps", "99"], "expected 0 (no drafting)"),
+    ],
+)
+def test_serve_refuses_what_is_no_configuration(arguments, message):
+    serve = runpy.run_path(str(SERVE))
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        serve["run"](serve["parser"]().parse_args(arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mesh", "3"], "does not divide num_key_value_heads 8"),
+        (["--kv-cache-gib", "0.000001"], "give it more memory"),
+        (["--max-seq-len", "4000", "--kv-cache-gib", "0.01"], "give the pool more memory"),
         (["--kv-cache-gib", "9999", "--max-running-requests", "999999"], "GiB are missing"),
     ],
 )
@@ -96,11 +109,14 @@ def test_serve_refuses_what_cannot_work(run_command, converted, arguments, messa
         ("--speculative-algorithm", "MEDUSA", "'EAGLE', 'NEXTN'"),
     ],
 )
-def test_serve_refuses_values_that_mean_nothing(run_command, option, value, message):
-    done = run_command("serve.py", f"{option}={value}")
-    assert done.returncode == 2
-    assert f"argument {option}" in done.stderr
-    assert message in done.stderr
+def test_serve_refuses_values_that_mean_nothing(capsys, option, value, message):
+    serve = runpy.run_path(str(SERVE))
+    with pytest.raises(SystemExit) as left:
+        serve["parser"]().parse_args([f"{option}={value}"])
+    told = capsys.readouterr().err
+    assert left.value.code == 2
+    assert f"argument {option}" in told
+    assert message in told
 
 
 def test_serve_does_not_draft_without_a_block_that_drafts(run_command, converted, tmp_path):

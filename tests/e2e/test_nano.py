@@ -65,6 +65,7 @@ def test_the_first_minute_is_as_the_readme_shows_it(nano):
         assert answer["model"] == "glm-nano"
 
 
+@pytest.mark.slow
 def test_the_readmes_program_calls_both_tools(run_command):
     [(program, expected)] = PROGRAM.findall(README)
     done = run_command("-c", program, XLA_FLAGS="", JAX_PLATFORMS="cpu")

@@ -95,9 +95,8 @@ def test_a_gateway_in_front_answers_the_same(server, tmp_path):
 
 
 def test_sigterm_lets_requests_finish_and_refuses_new_ones(start_server, converted, greedy):
-    # XLA_FLAGS: this one server runs the optimised programs that users get
     small = ("--max-running-requests", "1", "--chunked-prefill-size", "16")
-    with start_server("--model", converted, *small, XLA_FLAGS="") as server:
+    with start_server("--model", converted, *small) as server:
         chunks: list[dict] = []
 
         def read() -> None:
