@@ -38,6 +38,7 @@ from glmjax.server.served import PARSERS
 from glmjax.server.serving import check_free, serve
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+KEYS_OF_ENVIRONMENT = "GLMJAX_API_KEY"
 ALGORITHMS = ("EAGLE", "NEXTN")
 DRAFTING = """A model with an MTP block drafts tokens ahead and verifies them all at once: the same
 answers, faster. The options are called as in SGLang."""
@@ -173,7 +174,7 @@ def _network_options(p: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="KEY",
         help="what clients must send, as 'authorization: Bearer KEY' or 'x-api-key: KEY', but for "
-        "health and metrics; default: those in the environment's GLMJAX_API_KEY, which other "
+        "/health and /metrics; default: those in the environment's GLMJAX_API_KEY, which other "
         "users of the machine cannot read; with neither, all may ask",
     )
     add(
@@ -181,8 +182,8 @@ def _network_options(p: argparse.ArgumentParser) -> None:
         nargs="+",
         default=(),
         metavar="ORIGIN",
-        help="web pages that may ask from a browser, as https://chat.example.com; *: all; default: "
-        "none",
+        help="web pages that may ask from a browser, as https://chat.example.com; '*': all; "
+        "default: none",
     )
     add(
         "--drain-timeout-s",
@@ -327,8 +328,10 @@ def _said(value: int | None, default: int) -> int:
 
 def access_of(args: argparse.Namespace) -> Access:
     """Who may ask. Raises ConfigError for keys and origins that cannot be."""
-    keys = args.api_key or os.environ.get("GLMJAX_API_KEY", "").split()
-    return Access(tuple(keys), tuple(args.allowed_origins))
+    said = os.environ.get(KEYS_OF_ENVIRONMENT)
+    if said is not None and not said.split():
+        raise ConfigError(f"{KEYS_OF_ENVIRONMENT} is set, but holds no API key; unset it for none")
+    return Access(tuple(args.api_key or (said or "").split()), tuple(args.allowed_origins))
 
 
 def check_drafting(args: argparse.Namespace, folder: Path) -> None:
@@ -382,7 +385,7 @@ def run(args: argparse.Namespace) -> None:
         )
         gc.collect()
         gc.freeze()  # what is built by now stays: walking through it would stop a step for 0.1 s
-        answer = functools.partial(serve, engine, served, *ports, args.drain_timeout_s, access)
+        answer = functools.partial(serve, engine, served, access, *ports, args.drain_timeout_s)
         role.run(lambda watch: asyncio.run(answer(watch)))
 
 

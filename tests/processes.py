@@ -53,7 +53,8 @@ def free_ports(count: int) -> list[int]:
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory) -> dict[str, str]:
     """Of processes that tests start: a cache of their own, so that runs do not meet."""
-    return os.environ | {
+    inherited = {name: value for name, value in os.environ.items() if name != "GLMJAX_API_KEY"}
+    return inherited | {
         "GLMJAX_CACHE": str(tmp_path_factory.mktemp("cache")),
         "PYTHONWARNINGS": "error::DeprecationWarning:glmjax",
         "PYTHONUNBUFFERED": "1",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from glmjax.engine import Engine
-from glmjax.server.access import EVERYONE, Access
+from glmjax.server.access import Access
 from glmjax.server.engine_thread import EngineThread
 from glmjax.server.frontend import Frontend
 from glmjax.server.grpc.server import grpc_server
@@ -47,7 +47,7 @@ async def running(
     host: str,
     port: int,
     grpc_port: int,
-    access: Access = EVERYONE,
+    access: Access,
 ) -> AsyncIterator[Running]:
     """Serve until left; leaving ends requests that still run. Port 0 takes a free one.
 
@@ -80,11 +80,11 @@ def check_free(host: str, *ports: int) -> None:
 async def serve(
     engine: Engine,
     served: ServedModel,
+    access: Access,
     host: str = "127.0.0.1",
     port: int = 30000,
     grpc_port: int = 30001,
     drain_timeout_s: float = 60.0,
-    access: Access = EVERYONE,
     watch: Watch | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return. A second signal ends at once.
@@ -104,8 +104,8 @@ async def serve(
         async with running(engine, served, host, port, grpc_port, access) as servers:
             log.info(
                 "ready: %s at http://%s:%d (OpenAI, Anthropic, SGLang) and grpc://%s:%d "
-                "(SglangScheduler)",
-                *(served.name, host, servers.http_port, host, servers.grpc_port),
+                "(SglangScheduler), %s",
+                *(served.name, host, servers.http_port, host, servers.grpc_port, access),
             )
             if watch is not None:
                 loop = asyncio.get_running_loop()

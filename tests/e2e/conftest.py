@@ -20,7 +20,7 @@ SHAPES = ("--max-running-requests", "8", "--chunked-prefill-size", "64")
 
 @pytest.fixture(scope="session")
 def nano(start_server) -> Iterator[Server]:
-    """The model and the optimised programs that users get by default; tests leave it idle."""
+    """glm-nano, with optimised programs as users have them; tests leave it idle."""
     with start_server(*SHAPES, XLA_FLAGS="") as server:
         yield server
 

@@ -96,7 +96,8 @@ def test_a_gateway_in_front_answers_the_same(server, tmp_path):
 
 def test_sigterm_lets_requests_finish_and_refuses_new_ones(start_server, converted, greedy):
     small = ("--max-running-requests", "1", "--chunked-prefill-size", "16")
-    with start_server("--model", converted, *small) as server:
+    with start_server("--model", converted, *small, GLMJAX_API_KEY="sk-one") as server:
+        client = httpx.Client(base_url=server.url, headers={"x-api-key": "sk-one"}, timeout=60)
         chunks: list[dict] = []
 
         def read() -> None:
@@ -105,7 +106,7 @@ def test_sigterm_lets_requests_finish_and_refuses_new_ones(start_server, convert
                 "stream": True,
                 "sampling_params": {"max_new_tokens": 400, "temperature": 0, "ignore_eos": True},
             }
-            with httpx.stream("POST", f"{server.url}/generate", json=body, timeout=60) as answer:
+            with client.stream("POST", "/generate", json=body) as answer:
                 for line in answer.iter_lines():
                     if line.startswith("data: {"):
                         chunks.append(json.loads(line[6:]))
@@ -116,13 +117,18 @@ def test_sigterm_lets_requests_finish_and_refuses_new_ones(start_server, convert
         reader.start()
         assert started.wait(60)
         server.process.send_signal(signal.SIGTERM)
-        refused = httpx.post(f"{server.url}/generate", json={"input_ids": [1]})
+        stranger = httpx.post(f"{server.url}/generate", json={"input_ids": [1]})
+        refused = client.post("/generate", json={"input_ids": [1]})
         reader.join(60)
+        client.close()
         assert chunks[-1]["meta_info"]["completion_tokens"] == 400
         assert chunks[-1]["output_ids"][:64] == greedy[0]
-        assert refused.status_code == 503
+        assert (stranger.status_code, refused.status_code) == (401, 503)
         assert server.process.wait(60) == 0
-        assert "stopped" in server.log.read_text()
+        log = server.log.read_text()
+        assert "stopped" in log
+        assert "API keys: 1" in log
+        assert "sk-one" not in log
 
 
 @pytest.mark.slow

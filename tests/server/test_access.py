@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator
 
 import anthropic
@@ -12,6 +13,8 @@ import httpx
 import openai
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from hypothesis import given
 from hypothesis import strategies as st
 from live import HOST, Live, live
@@ -26,6 +29,11 @@ from glmjax.server.served import ServedModel
 
 KEYS = ("sk-one", "sk-two")
 PAGE, OTHER = "https://chat.example.com", "https://evil.example.com"
+ORIGINS = ("*", PAGE, "http://localhost:3000", "http://[::1]:8080", "app://obsidian.md")
+ORIGINS += ("https://a:80", "http://a:443", "chrome-extension://abcdef")
+NO_ORIGINS = ("", "null", "https://", "chat.example.com", f"{PAGE}/", f"{PAGE}/chat", "https://[")
+NO_ORIGINS += ("https://Chat.example.com", "https://bücher.de", "https://*.example.com")
+NO_ORIGINS += (f"{PAGE}:443", "http://a:80", "https://h:a", "https://u:p@h", "https://a.com,b.com")
 HI = [{"role": "user", "content": "Hi"}]
 ASCII = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20)
 
@@ -46,26 +54,31 @@ def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
+def refusal(access: Access, *headers: tuple[str, str]) -> str:
+    return access.refusal(headers) or ""
+
+
 @given(st.lists(ASCII, min_size=1, max_size=3), ASCII)
 def test_only_a_whole_key_is_one(keys: list[str], offered: str):
     access = Access(tuple(keys))
-    refused = offered not in keys
-    assert (access.refusal(f"Bearer {offered}", None) is not None) == refused
-    assert (access.refusal(None, offered) is not None) == refused
+    for header in (("authorization", f"Bearer {offered}"), ("x-api-key", offered)):
+        assert bool(refusal(access, header)) == (offered not in keys)
 
 
-@pytest.mark.parametrize("bearer", ["", "Bearer", "Bearer ", "Basic sk-one", "sk-one", "Bearer é"])
-def test_what_is_no_key_is_refused(bearer: str):
-    assert Access(KEYS).refusal(bearer, None)
-    assert EVERYONE.refusal(bearer, None) is None
+@pytest.mark.parametrize("value", ["", "Bearer", "Bearer ", "Basic sk-one", "sk-one", "Bearer é"])
+def test_what_is_no_key_is_refused(value: str):
+    assert refusal(Access(KEYS), ("authorization", value))
+    assert not refusal(EVERYONE, ("authorization", value))
 
 
-def test_either_header_will_do():
+def test_any_header_will_do():
     access = Access(KEYS)
-    assert access.refusal("bearer sk-two", "none") is None  # a client's own default beside it
-    assert access.refusal("Bearer none", "sk-one") is None
-    assert "not known" in str(access.refusal("Bearer none", None))
-    assert "no API key was given" in str(access.refusal(None, None))
+    none = ("x-api-key", "none")  # a client's own default
+    assert not refusal(access, ("Authorization", "bearer\tsk-two"), none)
+    assert not refusal(access, none, ("x-api-key", " sk-one"))
+    assert "not known" in refusal(access, none)
+    assert "no API key was given" in refusal(access)
+    assert "no API key was given" in refusal(access, ("x-api-keys", "sk-one"))
 
 
 @pytest.mark.parametrize("key", ["", " ", "two words", "tab\t", "schlüssel", "line\n"])
@@ -75,10 +88,15 @@ def test_keys_that_no_header_carries(key: str):
     assert not key.strip() or key not in str(caught.value)
 
 
-@pytest.mark.parametrize("origin", ["", "chat.example.com", f"{PAGE}/", f"{PAGE}/chat", "https://"])
+@pytest.mark.parametrize("origin", NO_ORIGINS)
 def test_what_is_no_origin(origin: str):
     with pytest.raises(ConfigError, match="is no origin of web pages, expected scheme://host"):
         Access(origins=(origin,))
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_what_is_an_origin(origin: str):
+    assert Access(origins=(origin,)).origins == (origin,)
 
 
 def test_keys_are_not_printed():
@@ -86,12 +104,16 @@ def test_keys_are_not_printed():
 
 
 def test_keys_of_the_command_line_or_else_of_the_environment(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("GLMJAX_API_KEY", raising=False)
     said = serve.parser().parse_args(["--api-key", *KEYS, "--allowed-origins", PAGE])
     unsaid = serve.parser().parse_args([])
     assert serve.access_of(unsaid) == EVERYONE
     monkeypatch.setenv("GLMJAX_API_KEY", "sk-three  sk-four")
     assert serve.access_of(said) == Access(KEYS, (PAGE,))
     assert serve.access_of(unsaid).keys == ("sk-three", "sk-four")
+    monkeypatch.setenv("GLMJAX_API_KEY", " ")  # a secret that was meant to be there
+    with pytest.raises(ConfigError, match="GLMJAX_API_KEY is set, but holds no API key"):
+        serve.access_of(unsaid)
 
 
 def test_keys_are_not_sent_to_other_hosts():
@@ -173,6 +195,21 @@ def test_grpc_needs_a_key_too(guarded: Live, name: str, request_, streams: bool)
     assert "no API key was given" in caught.value.details()
 
 
+def test_grpc_waits_for_no_message_without_a_key(guarded: Live):
+    never = threading.Event()
+
+    def silent() -> Iterator[ServerReflectionRequest]:
+        never.wait(30)
+        yield ServerReflectionRequest()
+
+    with channel(guarded) as made:
+        asked = ServerReflectionStub(made).ServerReflectionInfo(silent(), timeout=20)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(asked)
+    never.set()
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
 def test_grpc_with_a_key(guarded: Live):
     metadata = [("authorization", "Bearer sk-one")]
     request = pb.GenerateRequest(request_id="keyed")
@@ -208,6 +245,15 @@ def test_a_page_of_an_allowed_origin_may_ask(http: httpx.Client):
         answer = http.get("/v1/models", headers={"origin": PAGE} | headers)
         assert answer.headers["access-control-allow-origin"] == PAGE
         assert answer.status_code == (200 if headers else 401)
+
+
+def test_a_page_is_told_of_bugs_too(
+    guarded: Live, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(guarded.frontend, "served", None)
+    answer = http.get("/v1/models", headers={"origin": PAGE} | bearer("sk-one"))
+    assert answer.status_code == 500
+    assert answer.headers["access-control-allow-origin"] == PAGE
 
 
 def test_other_pages_may_not(http: httpx.Client, server: Live):

@@ -16,6 +16,7 @@ import httpx
 import pytest
 from live import HOST, make_engine, wait_until
 
+from glmjax.server.access import EVERYONE
 from glmjax.server.served import ServedModel
 from glmjax.server.serving import serve
 
@@ -64,7 +65,7 @@ def last_words(served: ServedModel, turns: str) -> dict[str, Any]:
     thread.start()
     engine, _ = make_engine(served, step_s=STEP_S)
     times = {"drain_timeout_s": 30.0, "watch": lambda drain, fail: watched.put(drain)}
-    asyncio.run(serve(engine, served, HOST, port, 0, **times))
+    asyncio.run(serve(engine, served, EVERYONE, HOST, port, 0, **times))
     thread.join()
     return words[0]
 

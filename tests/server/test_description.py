@@ -20,6 +20,7 @@ from live import Live, live, wait_until
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi import checks
 
+from glmjax.server.access import EVERYONE
 from glmjax.server.http.description import answer_schemas
 from glmjax.server.http.endpoints import ENDPOINTS, KINDS, TAGS
 from glmjax.server.http.request_schemas import EITHER, EXTRA, FIELDS, OF_MODEL
@@ -128,7 +129,7 @@ def test_events_of_streams_are_described(description: dict[str, Any]):
 
 
 def test_requests_and_answers_have_no_name_in_common(talker: Live):
-    app = create_app(talker.frontend, RequestTimes())
+    app = create_app(talker.frontend, RequestTimes(), EVERYONE)
     requests = get_openapi(title="requests", version="0", routes=app.routes)
     assert not requests["components"]["schemas"].keys() & answer_schemas().keys()
 

@@ -22,6 +22,7 @@ from live import HOST, Live, live, make_engine, oracle, wait_until
 from smg_grpc_proto import sglang_scheduler_pb2 as pb
 
 from glmjax.errors import ConfigError
+from glmjax.server.access import EVERYONE
 from glmjax.server.http.server import listen
 from glmjax.server.served import ServedModel
 from glmjax.server.serving import running, serve
@@ -252,7 +253,7 @@ def test_an_engine_that_cannot_go_on(served: ServedModel, monkeypatch: pytest.Mo
 
 def test_a_taken_port(served: ServedModel):
     async def start(port: int, grpc_port: int) -> None:
-        async with running(make_engine(served)[0], served, HOST, port, grpc_port):
+        async with running(make_engine(served)[0], served, HOST, port, grpc_port, EVERYONE):
             pytest.fail("it started")
 
     with socket.create_server((HOST, 0)) as taken:
@@ -289,7 +290,7 @@ def serve_and(served: ServedModel, client: Callable[[str], Any]) -> Any:
 
     thread = threading.Thread(target=work)
     thread.start()
-    asyncio.run(serve(engine, served, HOST, port, 0, drain_timeout_s=30))
+    asyncio.run(serve(engine, served, EVERYONE, HOST, port, 0, drain_timeout_s=30))
     thread.join()
     return results[0]
 

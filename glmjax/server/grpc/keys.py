@@ -29,15 +29,17 @@ class KeyCheck(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         """The call's handler, or one that refuses it."""
-        metadata = {str(k): str(v) for k, v in handler_call_details.invocation_metadata}
-        why = self._access.refusal(metadata.get("authorization"), metadata.get("x-api-key"))
+        metadata = handler_call_details.invocation_metadata
+        why = self._access.refusal((str(name), str(value)) for name, value in metadata)
         if why is None or handler_call_details.method.startswith(OPEN):
             return await continuation(handler_call_details)
         return _refusing(why)
 
 
 def _refusing(why: str) -> Handler:
-    async def refuse(request: Any, context: grpc.aio.ServicerContext) -> NoReturn:
+    """Of calls of any kind: as if they streamed, so that no message is waited for."""
+
+    async def refuse(requests: Any, context: grpc.aio.ServicerContext) -> NoReturn:
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, why)
 
-    return grpc.unary_unary_rpc_method_handler(refuse)
+    return grpc.stream_stream_rpc_method_handler(refuse)

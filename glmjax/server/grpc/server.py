@@ -31,7 +31,7 @@ from glmjax.errors import (
     InvalidRequestError,
     QueueFullError,
 )
-from glmjax.server.access import EVERYONE, Access
+from glmjax.server.access import Access
 from glmjax.server.collect import Collected
 from glmjax.server.engine_thread import EngineState
 from glmjax.server.frontend import DeadlineError, Frontend
@@ -227,7 +227,7 @@ async def _follow(frontend: Frontend, health: health_aio.HealthServicer) -> None
 
 @contextlib.asynccontextmanager
 async def grpc_server(
-    frontend: Frontend, host: str, port: int, access: Access = EVERYONE, grace_s: float = 5
+    frontend: Frontend, host: str, port: int, access: Access, grace_s: float = 5
 ) -> AsyncIterator[int]:
     """Serve until left; gives the port, a free one where 0 was asked for.
 

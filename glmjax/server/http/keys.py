@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from glmjax.server.access import Access
 
-OPEN = ("/health", "/health_generate", "/metrics")  # to probes and monitors, as SGLang's are
+OPEN = ("/health", "/metrics")  # to probes and monitors
 
 
 class KeyRefusedError(HTTPException):
@@ -29,8 +29,7 @@ class KeyCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or raise KeyRefusedError."""
         if scope["path"] not in OPEN:
-            headers = Headers(scope=scope)
-            why = self._access.refusal(headers.get("authorization"), headers.get("x-api-key"))
+            why = self._access.refusal(Headers(scope=scope).items())
             if why is not None:
                 raise KeyRefusedError(why)
         await self._app(scope, receive, send)

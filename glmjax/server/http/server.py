@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from glmjax.errors import ConfigError
 from glmjax.server import metrics
-from glmjax.server.access import EVERYONE, Access
+from glmjax.server.access import Access
 from glmjax.server.anthropic import api as anthropic_api
 from glmjax.server.frontend import Frontend
 from glmjax.server.http import unserved_paths, welcome
@@ -52,7 +53,7 @@ class App(FastAPI):
         return self.openapi_schema
 
 
-def create_app(frontend: Frontend, times: RequestTimes, access: Access = EVERYONE) -> FastAPI:
+def create_app(frontend: Frontend, times: RequestTimes, access: Access) -> FastAPI:
     """The application over a front end; `times` observes its requests, `access` admits them."""
     app = App(
         version=VERSION,
@@ -69,21 +70,18 @@ def create_app(frontend: Frontend, times: RequestTimes, access: Access = EVERYON
         app.include_router(api.router)
     app.router.default = unserved_paths.refuse
     add_error_handlers(app)
-    _guard(app, access)
+    app.router.middleware_stack = KeyCheck(app.router.middleware_stack, access)
     return app
 
 
-def _guard(app: FastAPI, access: Access) -> None:
-    """Keys around all routes, inside of what answers errors; outermost what browsers ask first."""
-    app.router.middleware_stack = KeyCheck(app.router.middleware_stack, access)
-    if access.origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=access.origins,
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=["*"],
-        )
+def for_browsers(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """`app` with what browsers ask for before they let pages of `origins` read any answer."""
+    if not origins:
+        return app
+    every = ("*",)
+    return CORSMiddleware(
+        app, origins, allow_methods=every, allow_headers=every, expose_headers=every
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -108,12 +106,10 @@ def listen(host: str, port: int) -> socket.socket:
 class HttpServer(uvicorn.Server):
     """uvicorn without its signal handlers: whoever owns the loop decides when to stop."""
 
-    def __init__(
-        self, frontend: Frontend, times: RequestTimes, access: Access = EVERYONE, grace_s: int = 5
-    ):
+    def __init__(self, frontend: Frontend, times: RequestTimes, access: Access, grace_s: int = 5):
         super().__init__(
             uvicorn.Config(
-                create_app(frontend, times, access),
+                for_browsers(create_app(frontend, times, access), access.origins),
                 lifespan="off",
                 ws="none",
                 log_config=None,
