@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-
-from processes import free_ports
+from ports import free_ports
 
 HOST = "127.0.0.1"
 SMG = Path(sys.executable).with_name("smg")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from ports import free_ports
 
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 600
@@ -38,16 +37,6 @@ class Server:
         """Signal it and wait for its end; the exit status."""
         self.process.send_signal(kind)
         return self.process.wait(60)
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +76,7 @@ def start_hosts(environment, tmp_path_factory):
 
     @contextmanager
     def start(hosts: int, *options: str | Path, own: tuple[tuple[str, ...], ...] = (), ready=True):
-        coordinator = f"127.0.0.1:{_two_free_ports()}"
+        coordinator = f"127.0.0.1:{free_ports(2)[0]}"
         servers = []
         try:
             for index in range(hosts):
@@ -104,15 +93,6 @@ def start_hosts(environment, tmp_path_factory):
                 server.process.wait()
 
     return start
-
-
-def _two_free_ports() -> int:
-    """The first of two that follow one another."""
-    while True:
-        port = free_ports(1)[0]
-        with contextlib.suppress(OSError, OverflowError), socket.socket() as after:
-            after.bind(("127.0.0.1", port + 1))
-            return port
 
 
 def _spawn(arguments: Iterable[str | Path], environment: dict[str, str], log: Path) -> Server:

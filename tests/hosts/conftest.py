@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from ports import HOST, free_ports
 
 from glmjax.hosts import peers
 from glmjax.hosts.channel import Channel
@@ -69,11 +70,4 @@ def signals() -> Iterator[None]:
 @pytest.fixture
 def coordinator() -> str:
     """An address with two free ports, one after another."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as first:
-            port = first.getsockname()[1]
-            try:
-                socket.create_server(("127.0.0.1", port + 1)).close()
-            except (OSError, OverflowError):
-                continue
-            return f"127.0.0.1:{port}"
+    return f"{HOST}:{free_ports(2)[0]}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from hf_checkpoints import BIAS, FP8, SMALL, TINY, draw, quantise, quantization_config, tree, write
+from ports import free_ports
 
 from convert import chunking
 from convert.hf_to_orbax import convert
@@ -195,9 +195,7 @@ def read_by_each(results: Path, *folders: Path) -> list[list[int]]:
 
     Each is loaded twice: with a part of every expert on each device, and with whole experts.
     """
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = f"localhost:{free_ports(1)[0]}"
 
     def run(process: int) -> list[int]:
         arguments = [address, str(process), str(results), *map(str, folders)]

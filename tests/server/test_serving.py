@@ -19,6 +19,7 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from live import HOST, Live, live, make_engine, oracle, wait_until
+from ports import free_ports
 from smg_grpc_proto import sglang_scheduler_pb2 as pb
 
 from glmjax.errors import ConfigError
@@ -273,15 +274,10 @@ def test_small_writes_leave_at_once():
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def free_port() -> int:
-    with socket.create_server((HOST, 0)) as taken:
-        return taken.getsockname()[1]
-
-
 def serve_and(served: ServedModel, client: Callable[[str], Any]) -> Any:
     """Run `serve` on this, the main thread, with a client in another; SIGTERM at its word."""
     engine, _ = make_engine(served, step_s=STEP_S)
-    port, results = free_port(), []
+    port, results = free_ports(1)[0], []
 
     def work() -> None:
         url = f"http://{HOST}:{port}"

@@ -7,6 +7,7 @@ import random
 import re
 
 import pytest
+from ports import free_ports
 
 from convert.hf_to_orbax import convert
 from glmjax.bench.synthetic import default_config, write_checkpoint
@@ -14,7 +15,6 @@ from glmjax.train.data.arithmetic import in_split
 from glmjax.train.data.mixture import draw
 from glmjax.train.data.problem import Problem
 from glmjax.train.evaluate import MEASURES, Measure, calls_unseen, problems, table
-from processes import free_ports
 
 TOOL_TASKS = ("tool_call", "tool_two", "tool_answer", "tool_none")
 
