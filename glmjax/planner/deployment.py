@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import Any
 
 from glmjax.aot.abstract import param_specs
@@ -38,8 +38,13 @@ class Deployment:
         """Whether the MTP block is held and run."""
         return self.scheduler.speculative_num_steps > 0
 
-    @cached_property
+    @property
     def specs(self) -> dict[str, Any]:
         """The parameters of a step, as trees of `ParamSpec`."""
         model = self.model.replicated(self.mesh.tensor)
-        return param_specs(model, self.drafting, self.quantized)
+        return _specs(model, self.drafting, self.quantized)
+
+
+@lru_cache(maxsize=16)  # half a second of the largest model, and meshes are tried one after another
+def _specs(model: ModelConfig, drafting: bool, quantized: frozenset[str] | None) -> dict[str, Any]:
+    return param_specs(model, drafting, quantized)
