@@ -136,7 +136,7 @@ def test_parts_do_not_depend_on_tokens_and_steps(
     assert found[4].reasoning_tokens == found[5].reasoning_tokens
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(streams(), readings, openings, stop_lists, ends)
 def test_any_two_steps_say_the_same(
     ids: list[int], reading: Reading, opening: Opening, stops: list[str], end: FinishReason
