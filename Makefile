@@ -33,7 +33,7 @@ aot: .venv-aot/.installed  ## compile for GPUs that need not be there, and check
 	@$(DESCRIBED) .venv-aot/bin/python -m pytest -m aot -n 2 $(ARGS)
 
 slow: .venv/.evaluate  ## the tests that take minutes; installs an evaluation harness
-	@$(PYTEST) -m slow --timeout 1200 $(ARGS)
+	@$(PYTEST) -m slow -n 2 --timeout 1200 $(ARGS)
 
 bench: .venv/.installed  ## measure an engine on this machine (five minutes)
 	@$(BIN)/python -m glmjax.bench $(ARGS)
