@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from ports import free_ports
+from ports import HOST, free_ports
 
-HOST = "127.0.0.1"
 SMG = Path(sys.executable).with_name("smg")
 START_TIMEOUT_S = 60
 

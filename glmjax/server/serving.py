@@ -42,12 +42,7 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def running(
-    engine: Engine,
-    served: ServedModel,
-    host: str,
-    port: int,
-    grpc_port: int,
-    access: Access,
+    engine: Engine, served: ServedModel, access: Access, host: str, port: int, grpc_port: int
 ) -> AsyncIterator[Running]:
     """Serve until left; leaving ends requests that still run. Port 0 takes a free one.
 
@@ -101,7 +96,7 @@ async def serve(
         ConfigError: an address is taken or not of this machine.
     """
     with _stops_on_signals() as stop:
-        async with running(engine, served, host, port, grpc_port, access) as servers:
+        async with running(engine, served, access, host, port, grpc_port) as servers:
             log.info(
                 "ready: %s at http://%s:%d (OpenAI, Anthropic, SGLang) and grpc://%s:%d "
                 "(SglangScheduler), %s",

@@ -170,7 +170,7 @@ def live(served: ServedModel, access: Access = EVERYONE, **engine_options) -> It
     found: list[Live] = []
 
     async def main() -> None:
-        async with running(engine, served, HOST, 0, 0, access) as servers:
+        async with running(engine, served, access, HOST, 0, 0) as servers:
             ports = (servers.http_port, servers.grpc_port)
             found.append(Live(servers.frontend, runner, *ports, asyncio.get_running_loop()))
             up.set()

@@ -254,7 +254,7 @@ def test_an_engine_that_cannot_go_on(served: ServedModel, monkeypatch: pytest.Mo
 
 def test_a_taken_port(served: ServedModel):
     async def start(port: int, grpc_port: int) -> None:
-        async with running(make_engine(served)[0], served, HOST, port, grpc_port, EVERYONE):
+        async with running(make_engine(served)[0], served, EVERYONE, HOST, port, grpc_port):
             pytest.fail("it started")
 
     with socket.create_server((HOST, 0)) as taken:

@@ -65,8 +65,8 @@ class SamplingRequest(SamplingFields):
     def spelling(self) -> dict[str, str]:
         """The client's names of what errors may be about."""
         limit = "max_tokens"
-        names = {"max_new_tokens": limit, limit: limit, "min_new_tokens": "min_tokens"}
-        return names | {"request_id": "rid"}
+        names = {"min_new_tokens": "min_tokens", "request_id": "rid"}
+        return names | {"max_new_tokens": limit, limit: limit}
 
     @property
     def echoes(self) -> bool:
